@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Makes .venv beside this file and installs the pinned requirements into it; run again, it does nothing. With --tests
+# also what the tests need. Used by demo.sh and test.sh.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+requirements=(-r vizdoom_requirements.txt -r diffusion_requirements.txt)
+wanted=base
+if [ "${1:-}" = "--tests" ]; then
+    requirements+=(-r tests/requirements.txt)
+    wanted=tests
+fi
+stamp=".venv/installed-$wanted-$(cat ./*_requirements.txt tests/requirements.txt | cksum | cut -d' ' -f1)"
+if [ -f "$stamp" ]; then
+    exit 0
+fi
+
+python=""
+for candidate in python3.11 python3 python; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+if [ -z "$python" ]; then
+    echo "setup.sh: no Python 3.11 found (python3 is $(python3 --version 2>&1)); install it, for example: apt-get install python3.11 python3.11-venv" >&2
+    exit 2
+fi
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+
+options=(--quiet --disable-pip-version-check)
+size="about 3 GB (PyTorch with CUDA)"
+if [ "$(uname -s)" = Darwin ]; then
+    size="about 400 MB"
+elif ! command -v nvidia-smi >/dev/null 2>&1; then
+    # Without an NVIDIA driver PyTorch's CPU wheels do: a tenth of the size. They live on PyTorch's own index.
+    cpu_index=https://download.pytorch.org/whl/cpu
+    if .venv/bin/python -c "import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + '/torch/', timeout=5)" "$cpu_index" 2>/dev/null; then
+        options+=(--extra-index-url "$cpu_index")
+        size="about 500 MB (PyTorch for the CPU)"
+    else
+        size="about 500 MB where pip finds a CPU build of PyTorch, else about 3 GB"
+    fi
+fi
+echo "installing into .venv: $size to download, once"
+.venv/bin/python -m pip install "${options[@]}" "${requirements[@]}"
+touch "$stamp"
