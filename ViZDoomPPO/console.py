@@ -1,0 +1,65 @@
+"""What the command lines of stage 1 share: one-line errors, settings first, device choice.
+
+Knows nothing of games or policies. Imports only the standard library, so `--help` and early errors answer at once.
+Used by every script and module of this folder; `command_line.py` is its counterpart for stages 2-6, which stage 1
+does not import.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+class BadInput(Exception):
+    """Input the user can fix: the message is one line that says what failed, which value, and the cure."""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the docstring's line breaks and appends `(default: ...)` to every flag."""
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """An argument parser that shows the script's docstring as it stands and every default."""
+    return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+
+def add_device_flag(arguments: argparse.ArgumentParser) -> None:
+    """Adds `--device`, spelled the same in every script."""
+    explanation = "where to compute; auto: cuda, mps, cpu in this order"
+    arguments.add_argument("--device", choices=DEVICES, default="auto", help=explanation)
+
+
+def resolve_device(name: str) -> str:
+    """`auto|cuda|mps|cpu` -> the torch device string in use. Raises BadInput when the named one is not there."""
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device in DEVICES[1:] if present[device])
+    if not present[name]:
+        raise BadInput(f"--device {name}: torch {torch.__version__} finds no such device; use --device auto or cpu")
+    return name
+
+
+def print_settings(args: argparse.Namespace, **resolved: object) -> None:
+    """Prints every setting, one `name: value` per line; `resolved` overrides flags by what they became."""
+    for name, value in {**vars(args), **resolved}.items():
+        print(f"{name}: {value}", flush=True)
+
+
+def run(main: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser) -> None:
+    """Parses the command line and calls `main(args)`; BadInput becomes one line on stderr and exit code 2."""
+    args = arguments.parse_args()
+    script = Path(sys.argv[0]).name
+    try:
+        main(args)
+    except BadInput as error:
+        message = " ".join(str(error).split())
+        print(f"{script}: {message}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+        sys.exit(130)

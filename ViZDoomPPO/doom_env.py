@@ -1,0 +1,380 @@
+"""One game of Doom as a gymnasium environment. Knows nothing of PPO, files on disk or recording.
+
+A scenario is a ViZDoom .cfg. One that hosts a deathmatch (`-host 1 -deathmatch` in its game_args, or a map nobody can
+play alone) gets bots, whose number and ability follow the curriculum level. The recorder listens through `on_tic`.
+"""
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable
+from contextlib import chdir, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from actions import Action, action_table, button_vector
+from console import BadInput
+from PIL import Image
+from rewards import REWARDS, TicVariables
+from wad import DEATHMATCH_START, SINGLE_PLAYER_START, first_map, thing_numbers
+
+if TYPE_CHECKING:
+    import vizdoom
+
+SCENARIOS = Path(__file__).resolve().parent / "scenarios"
+OWN_SCENARIO = "deathmatch_simple"
+LEVELS = range(6)
+MAX_BOTS = 8  # rows per level in bots.cfg; the engine seats 16 players
+OBSERVATION_SIZE = (156, 100)  # width, height
+CROP = (4 / 320, 40 / 240, 316 / 320, 1.0)  # left, top, right, bottom: rl-doom's [40:, 4:-4] at 320x240
+START_ATTEMPTS = 5
+FOLDER_PREFIX = "doom_env_"
+WARM_UP_TICS = 35  # a hosted game ignores its player for the first seven; bots join and scatter meanwhile
+JOIN_LIMIT_TICS = 105
+
+OnTic = Callable[[np.ndarray, int, dict[str, float | int | bool]], None]
+
+# The engine's variables, read after every tic in this order.
+VARIABLES = (
+    "HEALTH",
+    "ARMOR",
+    "AMMO2",  # bullets; slots 3, 5, 6: shells, rockets, cells. Slot 4 shares the bullets, 7 the cells.
+    "AMMO3",
+    "AMMO5",
+    "AMMO6",
+    "SELECTED_WEAPON_AMMO",
+    "FRAGCOUNT",
+    "KILLCOUNT",
+    "DEATHCOUNT",
+    "DAMAGECOUNT",
+    "POSITION_X",
+    "POSITION_Y",
+    "ANGLE",
+    "DEAD",
+)
+
+
+class DoomEnv(gymnasium.Env):
+    """Doom at 35 tics a second; one step holds one action for `tics_per_step` tics.
+
+    scenario: a name of ours, a .cfg inside the vizdoom package by name, or a path to any .cfg or .wad (a .wad is played
+        with the settings of our deathmatch). level: 0-5, how many of the `bots` play and how able they are.
+    episode_tics: where the episode is cut; a single-player .cfg may end it sooner.
+    seed: of the first game when `reset` names none.
+    Observation: uint8 (100, 156, 3), the screen less its upper sixth. Info: level, frags, deaths.
+    In a deathmatch the dead rise by themselves after about a second, and the episode goes on.
+    Raises BadInput when an argument cannot be used, before any game is started."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 35}
+    tics_per_second = 35
+
+    def __init__(
+        self,
+        scenario: str = OWN_SCENARIO,
+        *,
+        level: int = 5,
+        bots: int = 6,
+        tics_per_step: int = 4,
+        episode_tics: int = 5250,
+        screen_resolution: str = "RES_320X240",
+        reward: str = "shaped",
+        action_set: str = "full",
+        seed: int = 0,
+        render_mode: str = "rgb_array",
+    ) -> None:
+        _check_range("bots", bots, 0, MAX_BOTS)
+        _check_range("tics_per_step", tics_per_step, 1, None)
+        _check_range("episode_tics", episode_tics, 1, None)
+        if reward not in REWARDS:
+            raise BadInput(f"unknown reward {reward!r}; choose one of {', '.join(REWARDS)}")
+        if render_mode not in self.metadata["render_modes"]:
+            raise BadInput(f"unknown render_mode {render_mode!r}; choose rgb_array")
+        self.set_level(level)
+        self._scenario_path = find_scenario(scenario)
+        self.scenario_name = self._scenario_path.stem
+        self.bots = bots
+        self.tics_per_step = tics_per_step
+        self.episode_tics = episode_tics
+        self.render_mode = render_mode
+        self.on_tic: OnTic | None = None
+        self._reward = REWARDS[reward]
+        self._screen_resolution = screen_resolution
+        self._game: vizdoom.DoomGame | None = None
+        self._folder: Path | None = None  # the engine's settings file lives here, so that parallel games share nothing
+        self._tic = 0
+
+        game = self._configured_game()  # not started: read for its buttons and size
+        buttons = [button.name for button in game.get_available_buttons()]
+        self.is_deathmatch = "-deathmatch" in game.get_game_args()
+        self.screen_size = (game.get_screen_width(), game.get_screen_height())
+        self.actions: tuple[Action, ...] = action_table(buttons, action_set)
+        self._vectors = [button_vector(action, buttons) for action in self.actions]
+        self._frame = np.zeros((self.screen_size[1], self.screen_size[0], 3), np.uint8)
+        self._values: dict[str, float] = dict.fromkeys(VARIABLES, 0.0)
+
+        width, height = OBSERVATION_SIZE
+        self.observation_space = gymnasium.spaces.Box(0, 255, (height, width, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(len(self.actions))
+        super().reset(seed=seed)
+
+    def set_level(self, level: int) -> None:
+        """Chooses the curriculum level 0-5 of the next game."""
+        _check_range("level", level, LEVELS[0], LEVELS[-1])
+        self.level = int(level)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """Starts a fresh game. The same seed, level and actions give the same frames and rewards.
+
+        Without a seed the next one is drawn from `self.np_random`. A running game cannot be rewound exactly, so every
+        reset starts the engine anew (about 0.4 s)."""
+        super().reset(seed=seed)
+        game_seed = int(self.np_random.integers(2**31)) if seed is None else seed % 2**32
+        self.close()
+        self._start(game_seed)
+        self._tic = 0
+        return self._observation(), self._info()
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """Holds one action for `tics_per_step` tics, fewer only where the episode ends."""
+        if self._game is None:
+            raise RuntimeError("no game is running: call reset() first")
+        action = int(action)
+        reward, terminated, truncated = 0.0, False, False
+        for _ in range(self.tics_per_step):
+            tic_reward, terminated, truncated = self._play_tic(action)
+            reward += tic_reward
+            if terminated or truncated:
+                break
+        return self._observation(), reward, terminated, truncated, self._info()
+
+    def render(self) -> np.ndarray:
+        """The current screen, uint8 (H, W, 3); black before the first reset."""
+        return self._frame
+
+    def close(self) -> None:
+        """Ends the game and removes its settings file; harmless when repeated."""
+        if self._game is not None:
+            self._game.close()
+            self._game = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _play_tic(self, action: int) -> tuple[float, bool, bool]:
+        """One tic: (reward, terminated, truncated)."""
+        import vizdoom
+
+        frame, before = self._frame, self._values
+        try:
+            self._game.make_action(self._vectors[action], 1)
+            finished = self._game.is_episode_finished()
+            timed_out = finished and self._game.is_episode_timeout_reached()
+        except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
+            where = f"tic {self._tic} of {self.scenario_name}"
+            raise RuntimeError(f"the Doom engine stopped at {where}: {error}") from error
+        self._tic += 1
+        self._observe_game()
+        reward = self._reward(self._tic_variables(before), self._tic_variables(self._values))
+        if self.on_tic is not None:
+            self.on_tic(frame, action, {**self._columns(before), "reward": reward, "dead": bool(before["DEAD"])})
+        truncated = timed_out or (not finished and self._tic >= self.episode_tics)
+        return reward, finished and not timed_out, truncated
+
+    def _observe_game(self) -> None:
+        """Reads screen and variables; where the game has ended there is no new screen, and the last one stays."""
+        state = self._game.get_state()
+        if state is not None:
+            self._frame = state.screen_buffer
+            self._values = dict(zip(VARIABLES, state.game_variables.tolist(), strict=True))
+        else:
+            variables = self._game.get_available_game_variables()
+            values = [self._game.get_game_variable(variable) for variable in variables]
+            self._values = dict(zip(VARIABLES, values, strict=True))
+
+    def _tic_variables(self, values: dict[str, float]) -> TicVariables:
+        return TicVariables(
+            health=max(0.0, values["HEALTH"]),  # far below zero after a violent death
+            armor=values["ARMOR"],
+            ammo=values["AMMO2"] + values["AMMO3"] + values["AMMO5"] + values["AMMO6"],
+            frags=self._frags(values),
+            damage=values["DAMAGECOUNT"],
+            position_x=values["POSITION_X"],
+            position_y=values["POSITION_Y"],
+            dead=bool(values["DEAD"]),
+        )
+
+    def _columns(self, values: dict[str, float]) -> dict[str, float | int | bool]:
+        """What is recorded with a frame."""
+        return {
+            "health": max(0, int(values["HEALTH"])),
+            "ammo": max(0, int(values["SELECTED_WEAPON_AMMO"])),
+            "frags": int(self._frags(values)),
+            "position_x": values["POSITION_X"],
+            "position_y": values["POSITION_Y"],
+            "position_angle": values["ANGLE"],
+        }
+
+    def _frags(self, values: dict[str, float]) -> float:
+        return values["FRAGCOUNT"] if self.is_deathmatch else values["KILLCOUNT"]
+
+    def _observation(self) -> np.ndarray:
+        """The screen cropped and shrunk by averaging: uint8 (100, 156, 3)."""
+        width, height = self.screen_size
+        box = (CROP[0] * width, CROP[1] * height, CROP[2] * width, CROP[3] * height)
+        return np.asarray(Image.fromarray(self._frame).resize(OBSERVATION_SIZE, Image.Resampling.BOX, box=box))
+
+    def _info(self) -> dict[str, int]:
+        return {"level": self.level, "frags": int(self._frags(self._values)), "deaths": int(self._values["DEATHCOUNT"])}
+
+    def _configured_game(self) -> "vizdoom.DoomGame":
+        """A game set up from the scenario's .cfg, not started."""
+        import vizdoom
+
+        resolutions = vizdoom.ScreenResolution.__members__
+        if self._screen_resolution not in resolutions:
+            raise BadInput(f"unknown screen resolution {self._screen_resolution!r}; e.g. RES_160X120 or RES_320X240")
+        own_config = SCENARIOS / f"{OWN_SCENARIO}.cfg"
+        is_wad = self._scenario_path.suffix.lower() == ".wad"
+        game = _load(own_config if is_wad else self._scenario_path)
+        if is_wad:
+            game.set_doom_scenario_path(str(self._scenario_path))
+            game.set_doom_map(first_map(self._scenario_path))
+        self._choose_mode(game, _load(own_config).get_game_args())
+        game.set_mode(vizdoom.Mode.PLAYER)
+        game.set_window_visible(False)
+        game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+        game.set_screen_resolution(resolutions[self._screen_resolution])
+        game.set_available_game_variables([getattr(vizdoom.GameVariable, name) for name in VARIABLES])
+        return game
+
+    def _choose_mode(self, game: "vizdoom.DoomGame", deathmatch_args: str) -> None:
+        """Hosts a deathmatch on a map nobody can play alone, and none where there is no start for one.
+
+        Without a fitting start the engine would take the whole process down with it."""
+        wad = Path(game.get_doom_scenario_path())
+        starts = thing_numbers(wad, game.get_doom_map()) if wad.is_file() else set()
+        starts &= {SINGLE_PLAYER_START, DEATHMATCH_START}
+        is_hosted = "-deathmatch" in game.get_game_args()
+        if starts == {DEATHMATCH_START} and not is_hosted:
+            game.add_game_args(deathmatch_args)
+        elif starts == {SINGLE_PLAYER_START} and is_hosted:
+            game.clear_game_args()
+        elif wad.is_file() and not starts:
+            raise BadInput(f"map {game.get_doom_map()} of {wad} has no player start; set doom_map in the .cfg")
+
+    def _start(self, game_seed: int) -> None:
+        """Starts the engine; a deathmatch on a free port, tried again where another process takes that first."""
+        import vizdoom
+
+        _end_orphans()
+        for attempt in range(START_ATTEMPTS):
+            self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}_"))
+            self._game = self._configured_game()
+            self._game.set_seed(game_seed)
+            self._game.set_doom_config_path(str(self._folder / "engine.ini"))
+            if self.is_deathmatch:
+                bots_path = shutil.copy(SCENARIOS / "bots.cfg", self._folder)  # its path may hold spaces
+                self._game.add_game_args(f"-port {_free_port()} +viz_bots_path {bots_path}")
+                self._game.set_episode_timeout(0)
+            try:
+                with chdir(self._folder):  # the engine makes a folder wherever it starts
+                    self._game.init()
+                break
+            except vizdoom.FileDoesNotExistException as error:
+                self.close()
+                raise BadInput(f"scenario {self._scenario_path}: {error}") from error
+            except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
+                self.close()
+                if attempt == START_ATTEMPTS - 1:
+                    raise RuntimeError(f"the Doom engine does not start {self._scenario_path}: {error}") from error
+        if self.is_deathmatch:
+            self._add_bots()
+        self._observe_game()
+
+    def _add_bots(self) -> None:
+        """Lets the level's bots join before the episode begins, with the player alive."""
+        names = bot_names(self.level, self.bots)
+        for name in names:
+            self._game.send_game_command(f"addbot {name}")
+        for tic in range(JOIN_LIMIT_TICS):
+            self._game.make_action(self._vectors[0], 1)
+            has_joined = self._game.get_server_state().player_count > len(names)
+            if tic >= WARM_UP_TICS and has_joined and not self._game.is_player_dead():
+                return
+        self.close()
+        raise RuntimeError(f"{self.scenario_name}: not all {len(names)} bots joined; add deathmatch starts to the map")
+
+
+def _load(config: Path) -> "vizdoom.DoomGame":
+    """A game with a .cfg's settings, not started."""
+    import vizdoom
+
+    game = vizdoom.DoomGame()
+    try:
+        game.load_config(str(config))
+    except Exception as error:  # vizdoom's own exceptions share no base class
+        raise BadInput(f"cannot read scenario {config}: {error}") from error
+    return game
+
+
+def bot_names(level: int, bots: int) -> list[str]:
+    """Which rows of bots.cfg play at a level: half of the bots at level 0, all of them at level 5."""
+    count = -(-bots * (LEVELS[-1] + level) // (2 * LEVELS[-1]))  # rounded up
+    return [f"Level{level}-{number}" for number in range(1, count + 1)]
+
+
+def find_scenario(scenario: str) -> Path:
+    """The .cfg or .wad a scenario name or path means. Raises BadInput, listing the names, when there is none."""
+    path = Path(scenario).expanduser()
+    if path.suffix.lower() in (".cfg", ".wad") and path.is_file():
+        return path.resolve()
+    spec = importlib.util.find_spec("vizdoom")
+    if spec is None:
+        raise BadInput("ViZDoom is not installed; run: pip install -r vizdoom_requirements.txt")
+    folders = [SCENARIOS, *(Path(folder) / "scenarios" for folder in spec.submodule_search_locations or [])]
+    for folder in folders:
+        if (folder / f"{path.name.removesuffix('.cfg')}.cfg").is_file() and path.parent == Path("."):
+            return folder / f"{path.name.removesuffix('.cfg')}.cfg"
+    names = sorted({file.stem for folder in folders for file in folder.glob("*.cfg")} - {"bots"})
+    raise BadInput(f"no scenario {scenario!r}; give a path to a .cfg or .wad, or one of {', '.join(names)}")
+
+
+def _check_range(name: str, value: int, low: int, high: int | None) -> None:
+    if value < low or (high is not None and value > high):
+        expected = f"{low} or more" if high is None else f"{low} to {high}"
+        raise BadInput(f"{name} {value} is out of range; give {expected}")
+
+
+def _free_port() -> int:
+    """A UDP port nobody uses at this moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def _end_orphans() -> None:
+    """Ends the engines of Python processes that were killed: they would wait for orders forever."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*_*"):
+        owner = folder.name.removeprefix(FOLDER_PREFIX).split("_")[0]
+        if not owner.isdigit() or _is_running(int(owner)):
+            continue
+        for command in Path("/proc").glob("[0-9]*/cmdline"):  # none outside Linux
+            with suppress(OSError):
+                if f"{folder}/".encode() in command.read_bytes():
+                    os.kill(int(command.parent.name), signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

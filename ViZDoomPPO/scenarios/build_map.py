@@ -1,0 +1,379 @@
+"""Writes deathmatch_simple.wad and bots.cfg, our map and its opponents, from the drawing and the table below.
+
+    python ViZDoomPPO/scenarios/build_map.py
+
+Needs only the standard library and knows nothing of ViZDoom. The WAD holds a UDMF text map, which the engine makes
+playable without a node builder, and a player class for each of the bots' six levels. It holds no pictures: textures are
+Freedoom's, from the WAD inside the `vizdoom` package. The same drawing always gives the same bytes.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+WAD_PATH = Path(__file__).with_name("deathmatch_simple.wad")
+BOTS_PATH = Path(__file__).with_name("bots.cfg")
+CELL_UNITS = 64  # a player is 32 wide, 56 high, climbs 24 and runs about 16 a tic
+
+# The floor plan, north up. A cell is two characters: its area (AREAS) and the thing on it (THINGS; "." none).
+# Two spaces are rock. Capital letters are rooms, small ones passages and details of rooms, digits solid blocks.
+PLAN = """
+AkA@A.A.A.A.A-    B.B.B.B.B.B.B.B.Bg    CtC.C.C.C.C.C@Ct
+A.A.1.A.1.A.A.    BsB.B2B.B.B.B.B@B.b.b.C.C.n.n.n.n.C.C.
+A.A.r.r2r.A.A.avavB.B.B.w.waw.B.B.B.b.b.C-C.n.n.n.n.C.C.
+A.A.r.r.r+A.A.a.a.B.B.B.w.w.w.B.B.B.    C.CsC.C.3.C.C.CS
+A.1.A.A.A.1.A.    B.B@B.B.B.B.B.BcB.    C.C.n.n.n.n.C.C.
+AkA.AcA.A.A@As    BgB.B.B.B.B+B.B.Bg    C@C.n.n.n.n.C.C.
+    c.c.                  d.d.          CtCoC.C4C.C.CcCt
+    c-c.                  dvdv                e.e.
+DfD-D.D.D.Df    E.E.E|E.E.E3E.E-E|E.Er        evev
+q.D.D.D.D@D.    E.E.2.E.E.E.E.E.2.E@E.    F.F.F.F.F.F@F.
+q.D.D.4.D.D.    E.E.E.E.p.p.p.E.E.E.E.g.g.F3s.FcF.F.s.F.
+q.D.D.D.D.D.f.f.E+E.E.E.p.p5p.E.E.E.E.gbg.F.s.F.F.F.s.F.
+q.D.D.4.DbD.f.f.E.E.E.E.p.p.prE.E.E.E.    F.s.F.F.F.s.F.
+D.D.D.D.D.Dc    E@E.2.E.E.E.E.E.2.E.Ec    F.s.F@F.F.s.F.
+DfD.D.q.q.q.    E.E.EsE.E.E.E.E.E.E.E.    FlF.F.F+F.F.Fl
+  h.h.                  iviviv                    j.j.
+  hsh.                  i.i.i.                    jej.
+GdG.G.G.G.G.G.GR    HoH.H.H.H.H.H.Ho    IuI@I.I.I.I.I.Ie
+G.y.y.G.G.5.G.G.    H.H@H.H.H.H.HcH.    I.I.6.I.I.6.I.I.
+G@G.G.GaG.G.G.G.kvk.H.x.x.H.H.X.H.H.    I.I.I.z.z6I.I.I.
+Gcy.y.G.G.5.G+G.kvk.H.H.HrH.H.X.H.H-l.lvIeI.I.zAz.I.I.I.
+G.G.G.G.G.G.G.G.    H.H2H.x.H.H.H.H.l.l.I.I.6.I.I.6.I@I.
+GdG.G.G.y.y.G@Gd    H-H.H.HsH.H.H@Ho    IuI.I.I.I.I.IuI-
+"""
+
+
+@dataclass(frozen=True)
+class Area:
+    """Every cell with one letter: heights in units, Freedoom names, light 0-255, tint of that light as RRGGBB."""
+
+    name: str
+    wall: str
+    floor: str = ""
+    ceiling: str = ""
+    floor_units: int = 0
+    ceiling_units: int = 0
+    light: int = 0
+    tint: str = "ffffff"
+    accent: str = ""  # a 64-wide texture for every third stretch of wall
+    riser: str = ""  # shown where this area stands above or hangs below its neighbour; default: `wall`
+
+    @property
+    def is_solid(self) -> bool:
+        """A block nobody can enter: its wall is what its neighbours see."""
+        return self.floor_units == self.ceiling_units
+
+
+AREAS = {
+    # nine rooms
+    "A": Area("library", "PANEL1", "FLAT5_1", "CEIL1_1", 16, 160, 184, "ffe8c8", accent="PANRED"),
+    "B": Area("courtyard", "GSTVINE1", "RROCK20", "F_SKY1", 0, 256, 232, accent="GSTLION"),
+    "C": Area("reactor", "TEKGREN1", "FLOOR4_8", "SLIME14", 24, 184, 208, "d0ffd0", accent="TEKGREN3"),
+    "D": Area("furnace", "ROCKRED1", "RROCK05", "RROCK04", -16, 160, 168, "ffd0b0"),
+    "E": Area("arena", "MARBGRAY", "FLOOR5_2", "FLAT8", 0, 240, 208, accent="BRONZE4"),
+    "F": Area("laboratory", "SHAWN2", "FLAT20", "FLAT19", 16, 144, 232, "e0ecff", accent="COMPBLUE"),
+    "G": Area("crypt", "BIGBRIK2", "FLAT5_6", "MFLR8_1", -32, 112, 168, "fff0d8", accent="SKSNAKE1"),
+    "H": Area("warehouse", "STARTAN3", "FLOOR4_6", "CEIL3_1", 0, 192, 192),
+    "I": Area("temple", "ZZWOLF9", "FLOOR5_1", "CEIL4_1", -16, 176, 192, "d8d8ff"),
+    # twelve passages
+    "a": Area("brick passage", "BRICK7", "FLAT8", "FLAT1_1", 8, 128, 160, "ffe0b0", accent="BRICKLIT"),
+    "b": Area("mossy passage", "BROWNGRN", "SLIME13", "CEIL5_3", 12, 128, 144, "e0ffd0"),
+    "c": Area("burnt passage", "ASHWALL2", "FLOOR6_2", "MFLR8_4", 0, 112, 128, "ffc8a0"),
+    "d": Area("grey gate", "GRAY1", "FLOOR0_5", "FLAT18", 0, 144, 200),
+    "e": Area("pipe passage", "PIPEWAL1", "AQF016", "AQF028", 24, 136, 144, "ffe8b0"),
+    "f": Area("pink passage", "BRICK12", "AQF048", "AQF025", -8, 120, 176),
+    "g": Area("cement passage", "CEMENT1", "AQF018", "FLAT2", 8, 120, 216),
+    "h": Area("gut passage", "SKINFACE", "SFLR6_1", "SFLR7_1", -24, 96, 168, "ffb8b8"),
+    "i": Area("iron stairs", "SUPPORT3", "AQF003", "CEIL1_2", 0, 128, 168, "ffe0a0"),
+    "j": Area("sandstone passage", "TANROCK2", "FLOOR3_3", "FLAT5_5", 0, 128, 184, "fff0c8"),
+    "k": Area("dark brick passage", "BIGBRIK1", "RROCK14", "FLAT10", -16, 104, 136, "ffd0a0"),
+    "l": Area("jungle passage", "ZIMMER1", "GRASS1", "RROCK19", -8, 128, 168, "d0ffc0"),
+    # details
+    "r": Area("red carpet", "PANEL1", "FLOOR1_6", "CEIL1_3", 16, 160, 208, "ffe8c8"),
+    "w": Area("pond", "GSTVINE1", "FWATER1", "F_SKY1", -24, 256, 240, riser="STONE6"),
+    "n": Area("nukage", "TEKGREN1", "NUKAGE1", "GRNLITE1", 0, 200, 216, "90ff90", riser="BRONZE1"),
+    "q": Area("lava", "ROCKRED1", "LAVA1", "RROCK04", -32, 160, 240, "ffb080", riser="ROCKRED1"),
+    "p": Area("dais", "MARBGRAY", "FLAT9", "F_SKY1", 24, 288, 240, riser="STONE2"),
+    "s": Area("light strip", "SHAWN2", "FLAT20", "AQF062", 16, 136, 255, "e0ecff", riser="LITEBLU4"),
+    "y": Area("grave", "BIGBRIK2", "FLAT5_4", "MFLR8_1", -12, 112, 184, "fff0d8", riser="STONE2"),
+    "x": Area("crate", "STARTAN3", "CRATOP2", "CEIL3_1", 64, 192, 192, riser="CRATE1"),
+    "X": Area("steel crate", "STARTAN3", "CRATOP1", "CEIL3_1", 96, 192, 192, riser="CRATE2"),
+    "z": Area("altar", "ZZWOLF9", "FLOOR1_1", "FLAT22", -8, 200, 224, "c0c0ff", riser="COMPBLUE"),
+    # solid blocks
+    "1": Area("bookshelf", "PANBOOK"),
+    "2": Area("marble column", "MARBLE3"),
+    "3": Area("computer column", "COMPWERD"),
+    "4": Area("hot column", "FIREMAG1"),
+    "5": Area("stone column", "ZZWOLF1"),
+    "6": Area("bronze column", "BRONZE1"),
+}
+
+STEP_TEXTURE = "STEP4"
+START = "@"
+THINGS = {  # mark in the plan -> thing number of the engine
+    START: 11,  # deathmatch start
+    "2": 2001,  # shotgun
+    "3": 2002,  # chaingun
+    "4": 82,  # super shotgun
+    "5": 2003,  # rocket launcher
+    "6": 2004,  # plasma rifle
+    "c": 2007,  # clip
+    "b": 2048,  # box of bullets
+    "s": 2008,  # shells
+    "S": 2049,  # box of shells
+    "r": 2010,  # rocket
+    "R": 2046,  # box of rockets
+    "e": 2047,  # cell
+    "+": 2012,  # medikit
+    "-": 2011,  # stimpack
+    "v": 2014,  # health bonus
+    "a": 2018,  # green armor
+    "A": 2019,  # blue armor
+    "k": 35,  # candelabra
+    "g": 45,  # green torch
+    "t": 85,  # tech lamp
+    "f": 46,  # red torch
+    "|": 30,  # green pillar
+    "l": 2028,  # floor lamp
+    "d": 34,  # candle
+    "u": 44,  # blue torch
+    "o": 2035,  # barrel
+}
+
+@dataclass(frozen=True)
+class BotLevel:
+    """One level of the curriculum: rl-doom's speed and health, and what else makes a bot able.
+
+    Measured on level 5, 6 games each: the weapon doubles the deaths of a scripted player; bots.cfg's own skill values
+    change them by less than chance does."""
+
+    speed: float  # 1 is a player's
+    health: int  # points at birth; a player has 100
+    skill: int  # aiming, perfection, reaction and isp of bots.cfg, 0-100
+    weapon: str  # in hand at birth
+    ammo: str  # 50 of it
+
+
+BOT_LEVELS = (
+    BotLevel(0.1, 10, 0, "Pistol", "Clip"),
+    BotLevel(0.2, 20, 20, "Pistol", "Clip"),
+    BotLevel(0.4, 40, 40, "Pistol", "Clip"),
+    BotLevel(0.6, 60, 60, "Shotgun", "Shell"),
+    BotLevel(0.8, 80, 80, "Shotgun", "Shell"),
+    BotLevel(1.0, 100, 100, "Chaingun", "Clip"),
+)
+# Red, green and blue, in hexadecimal as the engine reads them.
+BOT_COLORS = ("ff ff 00", "ff 40 00", "40 80 ff", "ff ff ff", "c0 00 c0", "00 c0 c0", "50 50 60", "c0 80 40")
+
+
+@dataclass(frozen=True)
+class Border:
+    """One cell's length between an open area and its neighbour, in plan corners; the front is on the right hand."""
+
+    start: tuple[int, int]
+    end: tuple[int, int]
+    front: str
+    back: str  # "" for a wall
+    wall: str  # texture of that wall
+
+
+class TextMap:
+    """The blocks of a UDMF text map, numbered within their kind; vertices are shared."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[str, list[str]] = {kind: [] for kind in ("thing", "vertex", "sector", "sidedef", "linedef")}
+        self.vertices: dict[tuple[int, int], int] = {}
+
+    def add(self, kind: str, **values: str | int | float | bool) -> int:
+        """Appends one block and returns its number."""
+        lines = [f"{name} = {_literal(value)};" for name, value in values.items()]
+        self.blocks[kind].append("\n".join([kind, "{", *lines, "}"]))
+        return len(self.blocks[kind]) - 1
+
+    def vertex(self, corner: tuple[int, int]) -> int:
+        """The number of the vertex at a corner of the plan."""
+        if corner not in self.vertices:
+            x, y = _units(corner)
+            self.vertices[corner] = self.add("vertex", x=x, y=y)
+        return self.vertices[corner]
+
+    def text(self) -> str:
+        """The TEXTMAP lump."""
+        blocks = [block for kind in self.blocks.values() for block in kind]
+        return "\n\n".join(['namespace = "zdoom";', *blocks]) + "\n"
+
+
+def read_plan() -> dict[tuple[int, int], tuple[str, str]]:
+    """(column, row) -> (area letter, thing mark) for every cell that is not rock."""
+    cells = {}
+    for row, line in enumerate(PLAN.strip("\n").split("\n")):
+        for column in range(len(line) // 2):
+            letter, mark = line[2 * column : 2 * column + 2]
+            if letter != " ":
+                cells[column, row] = (letter, mark)
+    return cells
+
+
+def open_cells() -> dict[tuple[int, int], str]:
+    """(column, row) -> area letter where a player can be."""
+    return {cell: letter for cell, (letter, _) in read_plan().items() if not AREAS[letter].is_solid}
+
+
+def borders() -> Iterator[Border]:
+    """Every border of an open cell with rock, a solid block or another area; each once."""
+    plan, cells = read_plan(), open_cells()
+    for (column, row), front in cells.items():
+        corners = [(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)]  # clockwise from NW
+        neighbours = [(column, row - 1), (column + 1, row), (column, row + 1), (column - 1, row)]  # N, E, S, W
+        for side, neighbour in enumerate(neighbours):
+            start, end = corners[side], corners[(side + 1) % 4]  # going clockwise keeps the cell on the right hand
+            back = cells.get(neighbour, "")
+            if not back:
+                solid = AREAS[plan[neighbour][0]] if neighbour in plan else None
+                yield Border(start, end, front, back, solid.wall if solid else _rock_texture(AREAS[front], column, row))
+            elif back != front and side in (0, 3):  # the neighbour's own N and W sides are our S and E
+                yield Border(start, end, front, back, "")
+
+
+def _rock_texture(area: Area, column: int, row: int) -> str:
+    return area.accent if area.accent and (column + row) % 3 == 1 else area.wall
+
+
+def build_text_map() -> str:
+    """The whole map as UDMF text."""
+    text_map = TextMap()
+    letters = sorted(letter for letter, area in AREAS.items() if not area.is_solid)
+    for letter in letters:
+        area = AREAS[letter]
+        text_map.add(
+            "sector",
+            heightfloor=area.floor_units,
+            heightceiling=area.ceiling_units,
+            texturefloor=area.floor,
+            textureceiling=area.ceiling,
+            lightlevel=area.light,
+            lightcolor=int(area.tint, 16),
+        )
+    for border in borders():
+        sides = {"sidefront": _add_side(text_map, border, letters, border.front, border.back)}
+        if border.back:
+            sides["sideback"] = _add_side(text_map, border, letters, border.back, border.front)
+        v1, v2 = text_map.vertex(border.start), text_map.vertex(border.end)
+        looks = {"twosided": True, "dontpegtop": True} if border.back else {"blocking": True}
+        text_map.add("linedef", v1=v1, v2=v2, **sides, **looks)
+    _add_things(text_map)
+    return text_map.text()
+
+
+def _add_side(text_map: TextMap, border: Border, letters: list[str], own: str, other: str) -> int:
+    """One face of a border: a wall, or the parts of a two-sided border above and below the opening."""
+    start, end = (border.start, border.end) if own == border.front else (border.end, border.start)
+    (x0, y0), (x1, y1) = _units(start), _units(end)
+    along = x0 if x1 > x0 else -x0 if x1 < x0 else y0 if y1 > y0 else -y0  # textures go on across neighbouring lines
+    place = {"sector": letters.index(own), "offsetx": int(along) % 256}
+    if not other:
+        return text_map.add("sidedef", texturemiddle=border.wall, **place)
+    face = AREAS[own].riser or AREAS[other].riser
+    return text_map.add("sidedef", texturetop=face or AREAS[own].wall, texturebottom=face or STEP_TEXTURE, **place)
+
+
+def _add_things(text_map: TextMap) -> None:
+    """Everything the plan marks, and the single-player start every map needs, on the first deathmatch start."""
+    cells = open_cells()
+    marked = [(cell, mark) for cell, (_, mark) in read_plan().items() if mark != "."]
+    first_start = next(cell for cell, mark in marked if mark == START)
+    numbered = [(first_start, 1)] + [(cell, THINGS[mark]) for cell, mark in marked]
+    modes = dict.fromkeys(("skill1", "skill2", "skill3", "skill4", "skill5", "single", "coop", "dm"), True)
+    for (column, row), number in numbered:
+        x, y = _units((column + 0.5, row + 0.5))
+        text_map.add("thing", x=x, y=y, angle=_widest_view(cells, column, row), type=number, **modes)
+
+
+def _widest_view(cells: dict[tuple[int, int], str], column: int, row: int) -> int:
+    """The angle (0 east, 90 north) in which the floor goes on farthest."""
+    steps = {0: (1, 0), 90: (0, -1), 180: (-1, 0), 270: (0, 1)}
+
+    def free_cells(angle: int) -> int:
+        dx, dy = steps[angle]
+        distance = 1
+        while (column + dx * distance, row + dy * distance) in cells:
+            distance += 1
+        return distance
+
+    return max(steps, key=free_cells)
+
+
+def _units(point: tuple[float, float]) -> tuple[float, float]:
+    """Plan (column, row) -> map (x, y); the map's y axis points north."""
+    return point[0] * float(CELL_UNITS), 0.0 - point[1] * CELL_UNITS
+
+
+def _literal(value: str | int | float | bool) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _class_name(level: int) -> str:
+    return f"BotLevel{level}"
+
+
+def build_decorate() -> str:
+    """The DECORATE lump: the player class of each level."""
+    return "\n".join(
+        f"actor {_class_name(level)} : DoomPlayer\n{{\n"
+        f'  Player.DisplayName "{_class_name(level)}"\n'
+        f"  Health {bot.health}\n"
+        f"  Player.ForwardMove {bot.speed}, {bot.speed}\n"
+        f"  Player.SideMove {bot.speed}, {bot.speed}\n"
+        f'  Player.StartItem "{bot.weapon}"\n  Player.StartItem "{bot.ammo}", 50\n  Player.StartItem "Fist"\n'
+        "}\n"
+        for level, bot in enumerate(BOT_LEVELS)
+    )
+
+
+def build_mapinfo() -> str:
+    """The MAPINFO lump: which player classes exist, and the map's sky."""
+    names = ", ".join(f'"{name}"' for name in ("DoomPlayer", *map(_class_name, range(len(BOT_LEVELS)))))
+    return f'gameinfo {{ playerclasses = {names} }}\n\nmap MAP01 "Deathmatch Simple"\n{{\n  sky1 = "P-SKY1"\n}}\n'
+
+
+def build_bots() -> str:
+    """bots.cfg: one row per level and colour, named Level<level>-<number>, for the engine's `addbot NAME`."""
+    rows = [
+        f"{{\n  name Level{level}-{number}\n"
+        f"  aiming {bot.skill}\n  perfection {bot.skill}\n  reaction {bot.skill}\n  isp {bot.skill}\n"
+        f'  color "{color}"\n  skin base\n  playerclass {_class_name(level)}\n}}\n'
+        for level, bot in enumerate(BOT_LEVELS)
+        for number, color in enumerate(BOT_COLORS, 1)
+    ]
+    return "// Written by build_map.py: the bots of the six curriculum levels.\n" + "\n".join(rows)
+
+
+def build_wad() -> bytes:
+    """The PWAD: header, lumps, directory."""
+    lumps = [
+        ("MAP01", ""),
+        ("TEXTMAP", build_text_map()),
+        ("ENDMAP", ""),
+        ("DECORATE", build_decorate()),
+        ("MAPINFO", build_mapinfo()),
+    ]
+    content, directory = b"", b""
+    for name, text in lumps:
+        directory += struct.pack("<ii8s", 12 + len(content), len(text), name.encode("ascii"))
+        content += text.encode("ascii")
+    return struct.pack("<4sii", b"PWAD", len(lumps), 12 + len(content)) + content + directory
+
+
+def main() -> None:
+    """Writes both files beside this script."""
+    WAD_PATH.write_bytes(build_wad())
+    BOTS_PATH.write_bytes(build_bots().encode("ascii"))
+    print(f"wrote {WAD_PATH} ({len(open_cells())} cells, {len(AREAS)} areas) and {BOTS_PATH.name}")
+
+
+if __name__ == "__main__":
+    main()
