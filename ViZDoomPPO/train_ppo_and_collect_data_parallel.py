@@ -1,0 +1,427 @@
+"""Stage 1: reads a Doom scenario, writes a policy and every episode of the agent's training and evaluation.
+
+PPO learns deathmatch against bots that get better as it does; all its play, from the untrained policy on, is recorded
+as <out_base_dir>/{train,eval}/level_<k>/env_<i>/episode_<n>.parquet. <out_base_dir>/policy holds best_model.zip,
+last_model.zip (the checkpoint), metrics.jsonl, evaluations.json and TensorBoard events. Ctrl-C saves and stops; the
+same command with --resume goes on, also after a kill.
+
+  python train_ppo_and_collect_data_parallel.py --out_base_dir dataset --screen_resolution RES_160X120 \\
+      --n_train_envs 2 --n_steps 512 --max_train_minutes 5
+  python train_ppo_and_collect_data_parallel.py --out_base_dir dataset
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from console import BadInput, add_device_flag, parser, print_settings, resolve_device, run
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.monitor import Monitor
+    from stable_baselines3.common.vec_env import VecEnv
+
+LEVEL_THRESHOLDS = (5.0, 10.0, 15.0, 20.0, 25.0)  # mean return that leads from level k to k + 1
+RETURNS_PER_LEVEL = 10  # the mean is over this many episodes
+CHECKPOINT_NAME, BEST_NAME = "last_model.zip", "best_model.zip"
+GAME_FLAGS = ("scenario", "action_set", "bots", "episode_tics", "screen_resolution")
+RECORDING_FLAGS = ("image_format", "image_quality", "record_stride")  # these and the game: the same when resumed
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    arguments = parser(__doc__)
+    add = arguments.add_argument
+    add("--out_base_dir", type=Path, required=True, help="folder for the episodes; made if missing")
+    add("--run_dir", type=Path, help="folder for policies, logs and TensorBoard events (None: <out_base_dir>/policy)")
+    add("--resume", action="store_true", help="go on with the run in --out_base_dir; begins one where there is none")
+    add("--scenario", default="deathmatch_simple", help="our scenario, one inside the vizdoom package, or a .cfg file")
+    add("--action_set", choices=("full", "seed"), default="full", help="all combinations of buttons, or the seed's 12")
+    add("--bots", type=int, default=6, help="opponents")
+    add("--episode_tics", type=int, default=5250, help="length of an episode in game tics, 35 a second")
+    add("--screen_resolution", default="RES_320X240", help="size of the recorded frames, a ViZDoom name")
+    add("--image_format", choices=("jpeg", "png"), default="jpeg", help="how frames are stored")
+    add("--image_quality", type=int, default=90, help="JPEG quality, 1 to 95")
+    add("--record_stride", type=int, default=1, help="record every n-th tic; divides the 4 tics of an agent step")
+    add("--n_train_envs", type=int, default=4, help="games to learn from, a process each")
+    add("--n_eval_envs", type=int, default=1, help="games to evaluate with, a process each; 1 and 1: all in one")
+    add("--eval_freq", type=int, default=50_000, help="agent steps, over all games, between evaluations")
+    add("--eval_episodes", type=int, default=4, help="episodes of one evaluation")
+    add("--total_timesteps", type=int, default=50_000_000, help="agent steps of 4 tics, over all games, to train for")
+    add("--max_train_minutes", type=float, help="stop after this long, resumes added up; a last evaluation follows")
+    add("--n_steps", type=int, default=2048, help="agent steps per game between two updates of the policy")
+    add("--batch_size", type=int, default=64, help="agent steps per gradient step")
+    add("--n_epochs", type=int, default=10, help="passes over the collected steps per update")
+    add("--learning_rate", type=float, default=1e-4, help="Adam's step size")
+    add("--seed", type=int, default=0, help="of the games and the policy")
+    add_device_flag(arguments)
+    return arguments
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises BadInput for numbers nothing can be done with, before anything heavy is imported."""
+    least = {"n_train_envs": 1, "n_eval_envs": 1, "eval_episodes": 1, "eval_freq": 1, "total_timesteps": 1, "bots": 0}
+    least |= {"n_steps": 2, "batch_size": 2, "n_epochs": 1, "episode_tics": 1, "record_stride": 1, "seed": 0}
+    least |= {"image_quality": 1}
+    for name, value in least.items():
+        if getattr(args, name) < value:
+            raise BadInput(f"--{name} {getattr(args, name)} is too small; give {value} or more")
+    if args.image_quality > 95:
+        raise BadInput(f"--image_quality {args.image_quality} is too large; give 95 or less, or --image_format png")
+    if args.learning_rate <= 0:
+        raise BadInput(f"--learning_rate {args.learning_rate} does not learn; give a positive number")
+    if args.max_train_minutes is not None and args.max_train_minutes <= 0:
+        raise BadInput(f"--max_train_minutes {args.max_train_minutes} is no time; give a positive number of minutes")
+
+
+@dataclass
+class Progress:
+    """Everything a resumed run has to know beside policy and optimizer; plain JSON inside the checkpoint."""
+
+    run_id: str
+    agent_steps: int = 0
+    updates: int = 0
+    train_seconds: float = 0.0
+    level: int = 0
+    last_returns: list[float] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+
+    def add_return(self, level: int, episode_return: float) -> bool:
+        """Takes note of a finished training episode; True when the agent has earned the next level.
+
+        Episodes that began on another level do not count, so a level is passed by play on that level."""
+        if level != self.level:
+            return False
+        returns = deque([*self.last_returns, episode_return], maxlen=RETURNS_PER_LEVEL)
+        self.last_returns = list(returns)
+        is_passed = len(returns) == RETURNS_PER_LEVEL and self.level < len(LEVEL_THRESHOLDS)
+        if is_passed and sum(returns) / RETURNS_PER_LEVEL > LEVEL_THRESHOLDS[self.level]:
+            self.level, self.last_returns = self.level + 1, []
+            return True
+        return False
+
+    def is_finished(self, args: argparse.Namespace) -> bool:
+        """Whether the budget in steps or minutes is used up."""
+        minutes = args.max_train_minutes
+        return self.agent_steps >= args.total_timesteps or (minutes is not None and self.train_seconds >= minutes * 60)
+
+    def steps_since_evaluation(self) -> int:
+        return self.agent_steps - (self.evaluations[-1]["agent_steps"] if self.evaluations else 0)
+
+    def is_evaluated(self) -> bool:
+        return bool(self.evaluations) and self.evaluations[-1]["agent_steps"] == self.agent_steps
+
+
+class Stopper:
+    """Turns the first SIGINT or SIGTERM into a request to save and stop; the second one acts at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.signal = number
+        print("\nstopping: saving the policy and the episodes begun; once more to stop without", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class Stopped(Exception):
+    """Leaves an evaluation that a signal interrupts."""
+
+
+def env_maker(
+    args: argparse.Namespace, split: str, index: int, level: int, seed: int, run_id: str
+) -> Callable[[], "Monitor"]:
+    """A function that opens one recorded game in whichever process calls it."""
+
+    def open_env() -> "Monitor":
+        from doom_env import DoomEnv
+        from episode_recorder import EpisodeRecorder
+        from stable_baselines3.common.monitor import Monitor
+
+        env = DoomEnv(level=level, seed=seed, **{name: getattr(args, name) for name in GAME_FLAGS})
+        recording = {name: getattr(args, name) for name in RECORDING_FLAGS}
+        folder = args.out_base_dir / split
+        recorder = EpisodeRecorder(env, folder, f"env_{index}", seed=args.seed, run_id=run_id, **recording)
+        if multiprocessing.parent_process() is not None:
+            for number in STOP_SIGNALS:  # the training process decides when the games end
+                signal.signal(number, signal.SIG_IGN)
+            # When that process was killed, this one ends by itself; the game's engine would stay behind.
+            Finalize(None, recorder.discard, exitpriority=1)
+            Finalize(None, recorder.close, exitpriority=0)
+        return Monitor(recorder)
+
+    return open_env
+
+
+def open_envs(
+    args: argparse.Namespace, split: str, count: int, progress: Progress, seed: int, in_processes: bool
+) -> "VecEnv":
+    """`count` games, with `in_processes` each in its own with its recorder: only observations cross the pipe."""
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+    makers = [env_maker(args, split, i, progress.level, seed + i, progress.run_id) for i in range(count)]
+    if not in_processes:
+        envs = DummyVecEnv(makers)
+    else:
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        # The fork server imports stable-baselines3 once for all games.
+        multiprocessing.set_forkserver_preload(["stable_baselines3.common.vec_env.subproc_vec_env"])
+        envs = SubprocVecEnv(makers, start_method=method)
+    envs.seed(seed)
+    return envs
+
+
+class Training:
+    """One process's share of a run: model, games and progress, and the steps of the loop in `train`."""
+
+    def __init__(self, args: argparse.Namespace, device: str, progress: Progress, facts: dict) -> None:
+        from episode_recorder import derived_seed
+        from policy import GamePPO, architecture, restore_training
+        from stable_baselines3.common.logger import configure
+        from tqdm import tqdm
+
+        self.args, self.progress, self.facts = args, progress, facts
+        # A resumed run begins new games: seeded by where it resumes, or it would repeat those before.
+        train_seed, eval_seed = (derived_seed(args.seed, progress.agent_steps, split) for split in range(2))
+        in_processes = max(args.n_train_envs, args.n_eval_envs) > 1
+        self.envs = open_envs(args, "train", args.n_train_envs, progress, train_seed, in_processes)
+        self.eval_envs = open_envs(args, "eval", args.n_eval_envs, progress, eval_seed, in_processes)
+        self.model = GamePPO(
+            env=self.envs,
+            learning_rate=args.learning_rate,
+            n_steps=args.n_steps,
+            batch_size=args.batch_size,
+            n_epochs=args.n_epochs,
+            seed=train_seed,
+            device=device,
+            **architecture(self.envs.observation_space),
+        )
+        if self.checkpoint.exists():
+            restore_training(self.checkpoint, self.model)
+        self.model.num_timesteps, self.model._n_updates = progress.agent_steps, progress.updates
+        self.model.set_logger(configure(str(args.run_dir / "tensorboard"), ["tensorboard"]))
+        self.stopper = Stopper()
+        often_s = 1 if sys.stderr.isatty() else 30
+        self.bar = tqdm(total=args.total_timesteps, initial=progress.agent_steps, unit="step", mininterval=often_s)
+        self.began_s = time.monotonic() - progress.train_seconds
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.args.run_dir / CHECKPOINT_NAME
+
+    def is_over(self) -> bool:
+        self.progress.train_seconds = time.monotonic() - self.began_s
+        return self.stopper.signal is not None or self.progress.is_finished(self.args)
+
+    def learn(self) -> None:
+        """One rollout in every game, then one update of the policy; cut short by a signal or the end of the time."""
+        began_s, began_steps = time.monotonic(), self.progress.agent_steps
+        rollout_steps = self.args.n_steps * self.envs.num_envs
+        self.model.learn(rollout_steps, callback=self._after_step, reset_num_timesteps=False)
+        self.progress.updates = self.model._n_updates
+        self._log((self.progress.agent_steps - began_steps) / (time.monotonic() - began_s))
+
+    def _after_step(self, played: dict[str, Any], _globals: dict[str, Any]) -> bool:
+        self.progress.agent_steps = self.model.num_timesteps
+        self.bar.update(self.envs.num_envs)
+        for info in played["infos"]:
+            if "episode" in info and self.progress.add_return(info["level"], info["episode"]["r"]):
+                self.envs.env_method("set_level", self.progress.level)
+                self.bar.write(f"step {self.progress.agent_steps:07d} | bots move up to level {self.progress.level}")
+        return not self.is_over()
+
+    def _log(self, steps_per_s: float) -> None:
+        progress, total = self.progress, self.args.total_timesteps
+        mean_return = sum(progress.last_returns) / len(progress.last_returns) if progress.last_returns else None
+        line = {
+            "step": progress.agent_steps,
+            "level": progress.level,
+            "mean_return": mean_return,
+            "steps_per_s": round(steps_per_s, 1),
+            "train_seconds": round(progress.train_seconds, 1),
+        }
+        with open(self.args.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        left_s = (total - progress.agent_steps) / max(steps_per_s, 1e-9)
+        if self.args.max_train_minutes is not None:
+            left_s = min(left_s, self.args.max_train_minutes * 60 - progress.train_seconds)
+        self.bar.write(
+            f"step {progress.agent_steps:07d}/{total} | level {progress.level} | "
+            f"return {'n/a' if mean_return is None else format(mean_return, '.2f')} | "
+            f"{steps_per_s:.0f} steps/s | eta {max(left_s, 0) / 60:.0f} min"
+        )
+
+    def evaluate(self) -> None:
+        """Plays the evaluation episodes on the current level; the best policy so far is kept as the best model."""
+        from policy import one_thread, save_policy
+        from stable_baselines3.common.evaluation import evaluate_policy
+
+        self.eval_envs.env_method("set_level", self.progress.level)
+        # Sampled actions, not the likeliest ones: the way the policy plays when episodes are recorded.
+        with one_thread():
+            mean_return, spread = evaluate_policy(
+                self.model,
+                self.eval_envs,
+                self.args.eval_episodes,
+                deterministic=False,
+                callback=self._raise_when_stopped,
+            )
+        result = {
+            "agent_steps": self.progress.agent_steps,
+            "level": self.progress.level,
+            "mean_return": float(mean_return),
+            "std_return": float(spread),
+            "episodes": self.args.eval_episodes,
+        }
+        self.progress.evaluations.append(result)
+        self.model.logger.record("eval/mean_reward", result["mean_return"])
+        self.model.logger.record("eval/level", result["level"])
+        self.model.logger.dump(self.progress.agent_steps)
+        if rank(result) > best_rank(self.args.run_dir / BEST_NAME):
+            save_policy(self.args.run_dir / BEST_NAME, self.model, {**self.facts, "evaluation": result})
+        self.bar.write(
+            f"step {result['agent_steps']:07d} | evaluation on level {result['level']}: "
+            f"return {result['mean_return']:.2f} +- {result['std_return']:.2f}"
+        )
+
+    def _raise_when_stopped(self, _locals: dict[str, Any], _globals: dict[str, Any]) -> None:
+        if self.stopper.signal is not None:
+            raise Stopped
+
+    def save(self) -> None:
+        """The checkpoint: policy, optimizer and progress in one file, replaced as one."""
+        from episode_recorder import partial_path
+        from policy import save_policy
+
+        save_policy(self.checkpoint, self.model, self.facts, state=asdict(self.progress))
+        evaluations = self.args.run_dir / "evaluations.json"
+        partial_path(evaluations).write_text(json.dumps(self.progress.evaluations, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial_path(evaluations), evaluations)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.envs.close()
+        self.eval_envs.close()
+
+
+def rank(evaluation: dict[str, float]) -> tuple[float, float]:
+    """Returns on different levels do not compare: whoever reached the higher one is better."""
+    return evaluation["level"], evaluation["mean_return"]
+
+
+def best_rank(path: Path) -> tuple[float, float]:
+    """The rank the best model so far was saved with; it is kept in that very file."""
+    from policy import FACTS_MEMBER, read_member
+
+    evaluation = ((read_member(path, FACTS_MEMBER) or {}) if path.exists() else {}).get("evaluation")
+    return rank(evaluation) if evaluation else (-1.0, float("-inf"))
+
+
+def train(training: Training) -> None:
+    """The loop: save, evaluate where it is due, then play and learn; so every way out has saved first."""
+    while True:
+        is_over = training.is_over()
+        training.save()
+        is_due = training.progress.steps_since_evaluation() >= training.args.eval_freq
+        if training.stopper.signal is None and (is_due or is_over) and not training.progress.is_evaluated():
+            try:
+                training.evaluate()
+            except Stopped:
+                return
+            training.save()
+        if is_over:
+            return
+        training.learn()
+
+
+def saved_progress(path: Path) -> Progress | None:
+    """The progress a checkpoint holds, None where there is no checkpoint yet."""
+    if not path.exists():
+        return None
+    from policy import STATE_MEMBER, read_member
+
+    state = read_member(path, STATE_MEMBER)
+    if state is None:
+        raise BadInput(f"{path} is not a checkpoint of this script; move it away, or choose another --run_dir")
+    return Progress(**state)
+
+
+def result_line(args: argparse.Namespace, progress: Progress) -> str:
+    episodes = sum(1 for _ in args.out_base_dir.glob("*/level_*/env_*/episode_*.parquet"))
+    best = args.run_dir / BEST_NAME
+    return (
+        f"{progress.agent_steps} agent steps, {progress.updates} epochs of learning, level {progress.level}, "
+        f"{episodes} episodes under {args.out_base_dir}, "
+        f"policy {best if best.exists() else args.run_dir / CHECKPOINT_NAME}; next: python encode_images.py "
+        f"--dataset_basepath {args.out_base_dir}, or load_model_generate_dataset.py --policy {best} for more episodes"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    check_flags(args)
+    args.out_base_dir = args.out_base_dir.resolve()
+    args.run_dir = (args.run_dir or args.out_base_dir / "policy").resolve()
+    checkpoint = args.run_dir / CHECKPOINT_NAME
+    if checkpoint.exists() and not args.resume:
+        raise BadInput(f"{args.run_dir} holds another run; add --resume to go on with it, or choose other folders")
+
+    from actions import table_rows
+    from doom_env import DoomEnv
+    from episode_recorder import EpisodeRecorder, claimed_folder
+
+    game = DoomEnv(**{name: getattr(args, name) for name in GAME_FLAGS})  # checks the flags; starts no game
+    EpisodeRecorder(game, args.out_base_dir / "train", record_stride=args.record_stride)
+    facts = {
+        "format_version": 1,
+        "scenario": args.scenario,
+        "action_set": args.action_set,
+        "action_table": table_rows(game.actions),
+        "observation_shape": list(game.observation_space.shape),
+        "tics_per_step": game.tics_per_step,
+    }
+    game.close()
+    identity = {"recorded_by": "training", **{name: getattr(args, name) for name in GAME_FLAGS + RECORDING_FLAGS}}
+    with claimed_folder(
+        args.out_base_dir,
+        identity,
+        episodes="**/episode_*.parquet",
+        partials="*/level_*/env_*/.episode_*.partial.parquet",
+        resume=args.resume,
+        cure="add --resume to go on with its own run, or choose another --out_base_dir",
+    ):
+        args.run_dir.mkdir(parents=True, exist_ok=True)
+        progress = saved_progress(checkpoint)
+        if progress and progress.is_finished(args) and progress.is_evaluated():
+            print(f"already complete, nothing to do: {result_line(args, progress)}")
+            return
+        device = resolve_device(args.device)
+        print_settings(args, device=device, actions=len(facts["action_table"]))
+        progress = progress or Progress(run_id=os.urandom(8).hex())
+        training = Training(args, device, progress, facts)
+        try:
+            train(training)
+        except (EOFError, ConnectionError) as error:
+            reason = f"a game's process ended ({error!r}), its own error is above"
+            sys.exit(f"{Path(sys.argv[0]).name}: {reason}; the same command with --resume goes on")
+        finally:
+            training.close()
+        if training.stopper.signal is not None:
+            print(f"stopped at {result_line(args, progress)}; the same command with --resume goes on")
+            sys.exit(128 + training.stopper.signal)
+        print(result_line(args, progress))
+
+
+if __name__ == "__main__":
+    run(main, build_parser())
