@@ -1,0 +1,122 @@
+"""What every command line of the root shares: one-line errors, settings first, device choice.
+
+Knows nothing of models or data. Imports only the standard library, so `--help` and early errors answer at once.
+Used by every root script; `ViZDoomPPO/console.py` is its counterpart, since stage 1 imports nothing from the root.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+class BadInput(Exception):
+    """Input the user can fix: the message is one line that says what failed, which value, and the cure."""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the docstring's line breaks and appends `(default: ...)` to every flag."""
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """An argument parser that shows the script's docstring as it stands and every default."""
+    return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+
+def add_device_flag(arguments: argparse.ArgumentParser) -> None:
+    """Adds `--device`, spelled the same in every script."""
+    arguments.add_argument(
+        "--device", choices=DEVICES, default="auto", help="where to compute; auto: cuda, mps, cpu in this order"
+    )
+
+
+def add_training_flags(arguments: argparse.ArgumentParser) -> None:
+    """The flags that every trainer has; training.py reads them."""
+    add = arguments.add_argument
+    add("--gradient_accumulation_steps", type=positive, default=1, help="micro-batches per optimizer step")
+    add(
+        "--mixed_precision",
+        choices=("no", "fp16", "bf16"),
+        default="no",
+        help="autocast precision; weights stay float32",
+    )
+    add("--max_train_steps", type=positive, default=700_000, help="optimizer steps to end at; GameNGen's number")
+    add("--max_train_minutes", type=float, help="minutes of training to end at, all sessions of this run together")
+    add(
+        "--lr_scheduler",
+        choices=("constant_with_warmup", "constant", "linear", "cosine"),
+        default="constant_with_warmup",
+        help="shape of the learning rate; linear and cosine end at --max_train_steps",
+    )
+    add("--lr_warmup_steps", type=int, default=100, help="steps from rate zero to --learning_rate")
+    add("--weight_decay", type=float, default=0.0, help="AdamW weight decay")
+    add(
+        "--ema_decay",
+        type=float,
+        default=0.9999,
+        help="largest decay of the weights' moving average, which is what gets saved",
+    )
+    add("--validation_steps", type=positive, default=1000, help="steps between two validations on held-out episodes")
+    add("--checkpointing_steps", type=positive, default=1000, help="steps between two checkpoints")
+    add("--checkpoints_total_limit", type=positive, default=2, help="checkpoints kept, the newest")
+    add(
+        "--resume_from_checkpoint",
+        default="latest",
+        metavar="{latest,none,NAME}",
+        help="latest (a new run where there is none), none (refuses to train over a run), or a checkpoint",
+    )
+    add(
+        "--report_to",
+        choices=("tensorboard", "wandb", "none"),
+        default="tensorboard",
+        help="tracker besides metrics.jsonl",
+    )
+    add("--dataloader_num_workers", type=int, default=2, help="processes that read windows; 0 reads in the trainer")
+    add("--seed", type=int, default=0, help="seed of weights, order and every draw")
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number above zero."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above zero")
+    return number
+
+
+def resolve_device(name: str) -> str:
+    """`auto|cuda|mps|cpu` -> the torch device string in use. Raises BadInput when the named one is not there."""
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device in DEVICES[1:] if present[device])
+    if not present[name]:
+        raise BadInput(
+            f"--device {name}: torch {torch.__version__} finds no such device here; use --device auto or cpu"
+        )
+    return name
+
+
+def print_settings(args: argparse.Namespace, **resolved: object) -> None:
+    """Prints every setting, one `name: value` per line; `resolved` overrides flags by what they became."""
+    for name, value in {**vars(args), **resolved}.items():
+        print(f"{name}: {value}", flush=True)
+
+
+def run(main: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser) -> None:
+    """Parses the command line and calls `main(args)`; BadInput becomes one line on stderr and exit code 2."""
+    args = arguments.parse_args()
+    try:
+        main(args)
+    except BadInput as error:
+        message = " ".join(str(error).split())
+        sys.exit(_fail(f"{Path(sys.argv[0]).name}: {message}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail(f"{Path(sys.argv[0]).name}: interrupted; run the same command again to go on", 130))
+
+
+def _fail(line: str, code: int) -> int:
+    print(line, file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,141 @@
+"""The presets: everything that differs between a test, a laptop and the paper, as data.
+
+Knows no torch, so that command lines can check `--preset` at once. Used by model.py and by every script that takes
+`--preset NAME`; NAME may also be a JSON file `{"base": "small", ...fields to change}` for experiments.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from command_line import BadInput
+
+PIXEL_UNSHUFFLE = 4  # AutoencoderTiny presets see 4x4 pixel blocks as channels: 3 * 4 * 4 = 48
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One size of the whole pipeline. Sizes in pixels or latent cells, times in game tics (35 per second)."""
+
+    name: str
+    frame_width: int
+    frame_height: int
+    padded_width: int
+    padded_height: int
+    latent_channels: int
+    latent_width: int
+    latent_height: int
+    context_length: int
+    frame_stride: int
+    num_inference_steps: int
+    guidance_scale: float
+    train_batch_size: int
+    learning_rate: float
+    autoencoder: dict[str, Any]  # arguments of diffusers' AutoencoderTiny
+    unet: dict[str, Any]  # arguments of diffusers' UNet2DConditionModel; channels in and out follow from the above
+    autoencoder_batch_size: int = 32
+    autoencoder_learning_rate: float = 1e-3
+    max_noise_level: float = 0.7  # GameNGen sec. 3.2.1
+    num_noise_buckets: int = 10
+    context_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.padded_width % self.latent_width or self.padded_height % self.latent_height:
+            raise BadInput(
+                f"preset {self.name}: padded size {self.padded_width}x{self.padded_height} is not a multiple of the "
+                f"latent size {self.latent_width}x{self.latent_height}; change one of them"
+            )
+
+
+def _tiny_autoencoder(width: int, latent_channels: int, blocks: int) -> dict[str, Any]:
+    """AutoencoderTiny behind the pixel-unshuffle, halving once; one width everywhere (unequal ones fail in forward)."""
+    channels = 3 * PIXEL_UNSHUFFLE**2
+    return {
+        "in_channels": channels,
+        "out_channels": channels,
+        "latent_channels": latent_channels,
+        "encoder_block_out_channels": [width, width],
+        "decoder_block_out_channels": [width, width],
+        "num_encoder_blocks": [1, blocks],
+        "num_decoder_blocks": [blocks, 1],
+    }
+
+
+def _unet(widths: list[int], attention: list[bool], embedding_width: int, norm_groups: int) -> dict[str, Any]:
+    """A small UNet2DConditionModel: one layer a block; `attention` says which levels look at the actions."""
+    return {
+        "block_out_channels": widths,
+        "layers_per_block": 1,
+        "down_block_types": ["CrossAttnDownBlock2D" if has_attention else "DownBlock2D" for has_attention in attention],
+        "up_block_types": ["CrossAttnUpBlock2D" if has_attention else "UpBlock2D" for has_attention in attention[::-1]],
+        "cross_attention_dim": embedding_width,
+        "attention_head_dim": [max(1, width // 32) for width in widths],  # diffusers: the number of heads
+        "norm_num_groups": norm_groups,
+    }
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="small",
+            frame_width=160,
+            frame_height=120,
+            padded_width=160,
+            padded_height=128,
+            latent_channels=8,
+            latent_width=20,
+            latent_height=16,
+            context_length=32,
+            frame_stride=2,
+            num_inference_steps=2,
+            guidance_scale=1.0,
+            train_batch_size=16,
+            learning_rate=3e-4,
+            autoencoder=_tiny_autoencoder(width=64, latent_channels=8, blocks=2),
+            unet=_unet([64, 128, 192], [False, True, True], embedding_width=128, norm_groups=32),
+        ),
+        Preset(
+            name="smoke",
+            frame_width=80,
+            frame_height=60,
+            padded_width=80,
+            padded_height=64,
+            latent_channels=4,
+            latent_width=10,
+            latent_height=8,
+            context_length=4,
+            frame_stride=4,
+            num_inference_steps=2,
+            guidance_scale=1.0,
+            train_batch_size=4,
+            learning_rate=1e-3,
+            autoencoder=_tiny_autoencoder(width=16, latent_channels=4, blocks=1),
+            unet=_unet([16, 32], [False, True], embedding_width=32, norm_groups=8),
+            autoencoder_batch_size=8,
+        ),
+    )
+}
+
+
+def get_preset(name_or_json_path: str) -> Preset:
+    """The preset of that name, or the one a JSON file describes. Raises BadInput when there is neither."""
+    if name_or_json_path in PRESETS:
+        return PRESETS[name_or_json_path]
+    path = Path(name_or_json_path)
+    known = ", ".join(sorted(PRESETS))
+    if not path.is_file():
+        raise BadInput(
+            f"--preset {name_or_json_path}: no such preset; choose {known}, or name a .json file based on one"
+        )
+    try:
+        changes = json.loads(path.read_text(encoding="utf-8"))
+        base = PRESETS[changes.pop("base")]
+        nested = {key: {**getattr(base, key), **changes.pop(key)} for key in ("autoencoder", "unet") if key in changes}
+        return dataclasses.replace(base, **{"name": path.stem, **changes, **nested})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f'--preset {path}: {error!r}; expected {{"base": one of {known}, and Preset fields to change}}'
+        ) from None
