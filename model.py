@@ -1,0 +1,426 @@
+"""The two networks and their folders: autoencoder (frames <-> latents) and world model (latents -> next latent).
+
+Does not know losses, samplers, windows or games. Used by every stage from 2 on. Nouns and conversions:
+
+    frames uint8 (T, H, W, 3) -> pixels float [-1, 1] (T, 3, H', W') -> moments (T, M, h, w) -> latents (T, C, h, w)
+
+with M = 2C (mean | log variance) for `AutoencoderKL` and M = C for `AutoencoderTiny`, which has no posterior.
+Nothing here is ever unpickled: weights are safetensors, facts are JSON.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from artifacts import read_json, replacing_folder, sha256_of_tensors, write_json
+from command_line import BadInput
+from episodes import no_op_id, number_of_actions
+from presets import Preset
+
+FORMAT_VERSION = 1
+PAD_PIXEL = -1.0  # black
+AUTOENCODER_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+
+
+def resolve_folder(folder_or_id: str | Path, *, inside: str) -> Path:
+    """A local folder, or the snapshot of a Hub repository (`owner/name`; JSON and safetensors files only).
+
+    A run folder stands for its subfolder `inside` where it has one. Raises BadInput when there is neither.
+    """
+    folder = Path(folder_or_id)
+    if not folder.is_dir():
+        if str(folder_or_id).count("/") != 1 or str(folder_or_id).startswith((".", "/", "~")):
+            raise BadInput(f"{folder_or_id}: no such folder; give a model folder or a Hub id like owner/name")
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(str(folder_or_id), allow_patterns=["*.json", "*.safetensors"]))
+        except Exception as error:  # the Hub client raises dozens of kinds; to the user all mean "cannot be had"
+            reason = type(error).__name__
+            raise BadInput(
+                f"{folder_or_id}: neither a local folder nor a Hub repository that can be fetched ({reason}); "
+                f"check the name and the connection, or log in with `hf auth login`"
+            ) from None
+    return folder / inside if (folder / inside).is_dir() else folder
+
+
+def has_model(folder: str | Path, inside: str) -> bool:
+    """Whether a local run or model folder already holds a finished model of the kind `inside`."""
+    folder = Path(folder)
+    return (folder / inside / "config.json").is_file() or (folder / "config.json").is_file()
+
+
+# ---------------------------------------------------------------------------------------------------- autoencoder
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Frame size a model is trained at, and the padded size its autoencoder sees; padding is below and to the right."""
+
+    preset: str
+    frame_width: int
+    frame_height: int
+    padded_width: int
+    padded_height: int
+
+    @classmethod
+    def of(cls, preset: Preset) -> "Geometry":
+        sizes = (preset.frame_width, preset.frame_height, preset.padded_width, preset.padded_height)
+        return cls(preset.name, *sizes)
+
+
+class Autoencoder(nn.Module):
+    """Frames to latents and back, for `AutoencoderKL` and for `AutoencoderTiny` behind a pixel-unshuffle.
+
+    The unshuffle factor follows from the network's input channels: 3 * factor^2.
+    """
+
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny, geometry: Geometry) -> None:
+        super().__init__()
+        self.vae = vae
+        self.geometry = geometry
+        self.unshuffle = math.isqrt(vae.config.in_channels // 3)
+        self.posterior = "gaussian" if isinstance(vae, AutoencoderKL) else "none"
+
+    @property
+    def device(self) -> torch.device:
+        return self.vae.device
+
+    @property
+    def scaling_factor(self) -> float:
+        """Latents = samples x this. For an `AutoencoderTiny` of ours it is 1 / std of the training latents."""
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(W, H) of the picture without padding."""
+        return self.geometry.frame_width, self.geometry.frame_height
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def preset_name(self) -> str:
+        return self.geometry.preset
+
+    def encoder_tensors(self) -> dict[str, Tensor]:
+        """The weights that decide what latents mean: everything that decoder tuning must not touch."""
+        return {k: v for k, v in self.vae.state_dict().items() if k.startswith(("encoder.", "quant_conv."))}
+
+    @property
+    def encoder_sha256(self) -> str:
+        """Fingerprint of encoder, `quant_conv`, scaling factor and geometry: same fingerprint, same latents."""
+        facts = {"scaling_factor": self.scaling_factor, **dataclasses.asdict(self.geometry)}
+        del facts["preset"]
+        return sha256_of_tensors(self.encoder_tensors(), facts)
+
+    def resize_frames(self, frames: np.ndarray | Tensor) -> Tensor:
+        """uint8 (T, H0, W0, 3) of any size -> uint8 (T, H, W, 3) at the model's frame size, antialiased."""
+        frames = torch.as_tensor(frames).to(self.device)
+        width, height = self.frame_size
+        if frames.shape[1:] == (height, width, 3):
+            return frames
+        pictures = frames.permute(0, 3, 1, 2).float()  # (T, 3, H0, W0)
+        pictures = nn.functional.interpolate(pictures, (height, width), mode="bilinear", antialias=True)
+        return pictures.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+    def frames_to_pixels(self, frames: np.ndarray | Tensor) -> Tensor:
+        """uint8 (T, H0, W0, 3) -> (T, 3, H', W') in [-1, 1] on this device, resized, padded with black."""
+        pixels = self.resize_frames(frames).permute(0, 3, 1, 2).to(self.vae.dtype) / 127.5 - 1  # (T, 3, H, W)
+        right = self.geometry.padded_width - self.geometry.frame_width
+        below = self.geometry.padded_height - self.geometry.frame_height
+        return nn.functional.pad(pixels, (0, right, 0, below), value=PAD_PIXEL)
+
+    def pixels_to_frames(self, pixels: Tensor) -> Tensor:
+        """(T, 3, H', W') in [-1, 1] (clamped) -> uint8 (T, H, W, 3), padding cut off."""
+        width, height = self.frame_size
+        pixels = pixels[:, :, :height, :width].float().clamp(-1, 1)
+        return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(T, 3, H', W') in [-1, 1] -> unscaled moments (T, M, h, w)."""
+        if self.unshuffle > 1:
+            pixels = nn.functional.pixel_unshuffle(pixels, self.unshuffle)  # (T, 3*f*f, H'/f, W'/f)
+        encoded = self.vae.encode(pixels)
+        return encoded.latent_dist.parameters if self.posterior == "gaussian" else encoded.latents
+
+    def sample_latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Moments (..., M, h, w) -> scaled latents (..., C, h, w); `noise` None takes the posterior's mode."""
+        if self.posterior == "gaussian":
+            mean, log_variance = moments.chunk(2, dim=-3)
+            if noise is not None:
+                mean = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise
+            moments = mean
+        return moments * self.scaling_factor
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents (T, C, h, w) -> pixels (T, 3, H', W'), about [-1, 1]."""
+        pixels = self.vae.decode(latents.to(self.vae.dtype) / self.scaling_factor).sample
+        return nn.functional.pixel_shuffle(pixels, self.unshuffle) if self.unshuffle > 1 else pixels
+
+    def forward(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Pixels (T, 3, H', W') -> their reconstruction; `noise` (T, C, h, w) samples a posterior, None its mode."""
+        return self.decode_latents(self.sample_latents(self.encode_pixels(pixels), noise))
+
+    def reconstruct(self, frames: np.ndarray | Tensor, batch_size: int = 32) -> np.ndarray:
+        """uint8 frames (T, H0, W0, 3) -> uint8 (T, H, W, 3), encoded and decoded: the best that latents can show."""
+        with torch.no_grad():
+            parts = [
+                self(self.frames_to_pixels(frames[first : first + batch_size]))
+                for first in range(0, len(frames), batch_size)
+            ]
+        return torch.cat([self.pixels_to_frames(part) for part in parts]).cpu().numpy()
+
+    def black_moments(self) -> Tensor:
+        """Moments (1, M, h, w) of a black frame: what stands left of an episode's first frame."""
+        shape = (1, 3, self.geometry.padded_height, self.geometry.padded_width)
+        with torch.no_grad():
+            return self.encode_pixels(torch.full(shape, PAD_PIXEL, device=self.device, dtype=self.vae.dtype))
+
+    def save(self, folder: Path) -> None:
+        """Writes the diffusers folder plus `autoencoder_info.json` into an existing folder."""
+        self.vae.save_pretrained(folder)
+        write_json(folder / "autoencoder_info.json", dataclasses.asdict(self.geometry))
+
+
+def build_autoencoder(preset: Preset) -> Autoencoder:
+    """A fresh, randomly initialised `AutoencoderTiny` of a preset."""
+    return Autoencoder(AutoencoderTiny(**preset.autoencoder), Geometry.of(preset))
+
+
+def load_autoencoder(
+    folder_or_id: str | Path,
+    *,
+    preset: Preset | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Autoencoder:
+    """The autoencoder in a folder (its root, `autoencoder/` or `vae/`) or Hub repository, in eval mode.
+
+    `preset` gives the frame geometry where the folder has no `autoencoder_info.json`, and must agree where it has one.
+    Raises BadInput when the folder is not an autoencoder, or is of another preset.
+    """
+    folder = resolve_folder(resolve_folder(folder_or_id, inside="autoencoder"), inside="vae")
+    cure = "give a folder that finetune_vae.py or diffusers wrote"
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder}: not an autoencoder folder (no config.json); {cure}")
+    class_name = read_json(folder / "config.json").get("_class_name")
+    if class_name not in AUTOENCODER_CLASSES:
+        raise BadInput(
+            f"{folder}: config.json says {class_name}, expected one of {', '.join(AUTOENCODER_CLASSES)}; {cure}"
+        )
+    if (folder / "autoencoder_info.json").is_file():
+        geometry = Geometry(**read_json(folder / "autoencoder_info.json"))
+        if preset is not None and dataclasses.replace(Geometry.of(preset), preset=geometry.preset) != geometry:
+            raise BadInput(
+                f"{folder}: made for preset {geometry.preset}, not {preset.name}; change --preset or the folder"
+            )
+    elif preset is not None:
+        geometry = Geometry.of(preset)
+    else:
+        raise BadInput(f"{folder}: has no autoencoder_info.json that tells its frame size; say --preset")
+    try:
+        vae = AUTOENCODER_CLASSES[class_name].from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadInput(f"{folder}: weights do not load ({_first_line(error)}); copy the folder again") from None
+    vae.requires_grad_(False)
+    return Autoencoder(vae, geometry).to(device, dtype).eval()
+
+
+# ---------------------------------------------------------------------------------------------------- world model
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """Everything a player or a later stage must know of a world model; `config.json` of its folder."""
+
+    geometry: Geometry
+    context_length: int
+    frame_stride: int  # tics between two frames
+    tics_per_second: float
+    action_table: tuple[dict, ...]  # rows of id, name, buttons, keys, as the recorder wrote them
+    latent_shape: tuple[int, int, int]  # (C, h, w)
+    num_noise_buckets: int
+    max_noise_level: float
+    num_inference_steps: int
+    guidance_scale: float
+    encoder_sha256: str
+    trained_steps: int = 0
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.tics_per_second / self.frame_stride
+
+    @property
+    def num_actions(self) -> int:
+        return number_of_actions(self.action_table)
+
+    @property
+    def no_op(self) -> int:
+        return no_op_id(self.action_table)
+
+    @classmethod
+    def from_json(cls, values: dict) -> "WorldModelConfig":
+        values = {**values, "geometry": Geometry(**values["geometry"])}
+        return cls(
+            **{**values, "action_table": tuple(values["action_table"]), "latent_shape": tuple(values["latent_shape"])}
+        )
+
+
+class WorldModel(nn.Module):
+    """UNet and action embeddings as one module, so that data-parallel training keeps them in step."""
+
+    def __init__(self, unet: UNet2DConditionModel, num_actions: int, context_length: int) -> None:
+        super().__init__()
+        self.unet = unet
+        self.context_length = context_length
+        self.action_embedding_model = nn.Embedding(num_actions, unet.config.cross_attention_dim)
+        # Paper: one token per action. Without a position, cross-attention could not tell their order.
+        self.action_positions = nn.Parameter(torch.randn(context_length, unet.config.cross_attention_dim) * 0.02)
+        nn.init.normal_(self.action_embedding_model.weight, std=0.5)
+
+    def forward(
+        self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, noise_buckets: Tensor
+    ) -> Tensor:
+        """The predicted v of the next latent.
+
+        noised: (B, C, h, w).  timesteps: (B,) int64.  context: (B, L, C, h, w), oldest first.  actions: (B, L) int64.
+        noise_buckets: (B,) int64, how noisy the context is. Returns (B, C, h, w). GameNGen sec. 3.2.
+        Raises ValueError when L differs from the model's context length.
+        """
+        if context.shape[1] != self.context_length or actions.shape[1] != self.context_length:
+            raise ValueError(
+                f"expected {self.context_length} context frames and actions, "
+                f"got {context.shape[1]} and {actions.shape[1]}"
+            )
+        tokens = self.action_embedding_model(actions) + self.action_positions  # (B, L, D)
+        stacked = torch.cat([context.flatten(1, 2), noised], dim=1)  # (B, L*C + C, h, w): context first, noised last
+        return self.unet(stacked, timesteps, encoder_hidden_states=tokens, class_labels=noise_buckets).sample
+
+
+def build_world_model(preset: Preset, num_actions: int) -> WorldModel:
+    """A fresh world model of a preset; the class embedding starts at zero, as a new input must."""
+    unet = UNet2DConditionModel(
+        sample_size=(preset.latent_height, preset.latent_width),
+        in_channels=preset.latent_channels * (preset.context_length + 1),
+        out_channels=preset.latent_channels,
+        num_class_embeds=preset.num_noise_buckets,
+        **preset.unet,
+    )
+    nn.init.zeros_(unet.class_embedding.weight)
+    return WorldModel(unet, num_actions, preset.context_length)
+
+
+def make_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule for v-prediction, zero terminal SNR, trailing timesteps (Lin et al. 2023)."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        set_alpha_to_one=True,
+        clip_sample=False,
+    )
+
+
+@dataclass
+class StartContexts:
+    """Beginnings to play from without a data set. latents: (K, L, C, h, w) scaled.  actions: (K, L - 1) int64."""
+
+    latents: Tensor
+    actions: Tensor
+
+
+@dataclass
+class LoadedWorldModel:
+    """What a world-model folder holds, in memory."""
+
+    world_model: WorldModel
+    autoencoder: Autoencoder
+    scheduler: DDIMScheduler
+    config: WorldModelConfig
+    start_contexts: StartContexts | None
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the whole folder atomically: it is complete under its name, or the old one is still there."""
+        with replacing_folder(folder) as temporary:
+            self.world_model.unet.save_pretrained(temporary / "unet")
+            (temporary / "vae").mkdir()
+            self.autoencoder.save(temporary / "vae")
+            self.scheduler.save_pretrained(temporary / "noise_scheduler")
+            embedding = self.world_model.action_embedding_model
+            save_file({"weight": embedding.weight.detach().cpu()}, temporary / "action_embedding_model.safetensors")
+            positions = self.world_model.action_positions.detach().cpu()
+            save_file({"positions": positions}, temporary / "action_positions.safetensors")
+            info = {"num_embeddings": embedding.num_embeddings, "embedding_dim": embedding.embedding_dim}
+            write_json(temporary / "embedding_info.json", info)
+            write_json(temporary / "config.json", dataclasses.asdict(self.config))
+            if self.start_contexts is not None:
+                starts = {
+                    "latents": self.start_contexts.latents.half().cpu(),
+                    "actions": self.start_contexts.actions.cpu(),
+                }
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in starts.items()},
+                    temporary / "start_contexts.safetensors",
+                )
+
+
+def load_world_model(
+    folder_or_id: str | Path, *, vae_folder_or_id: str | Path | None = None, device: str | torch.device = "cpu"
+) -> LoadedWorldModel:
+    """Reads a world-model folder (or a run folder that holds one, or a Hub repository), in eval mode, float32.
+
+    `vae_folder_or_id` puts another decoder in; BadInput unless its encoder is the one the model was trained on.
+    Raises BadInput when the folder is not a world model or its parts do not fit together.
+    """
+    folder = resolve_folder(folder_or_id, inside="world_model")
+    needed = ("config.json", "embedding_info.json", "unet/config.json", "action_embedding_model.safetensors")
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        raise BadInput(
+            f"{folder}: not a world-model folder (no {missing[0]}); give one that train_text_to_image.py wrote"
+        )
+    try:
+        config = WorldModelConfig.from_json(read_json(folder / "config.json"))
+    except (KeyError, TypeError) as error:
+        raise BadInput(
+            f"{folder}/config.json: not a world model's config ({_first_line(error)}); give another folder"
+        ) from None
+    autoencoder = load_autoencoder(vae_folder_or_id or folder / "vae", device=device)
+    if autoencoder.encoder_sha256 != config.encoder_sha256:
+        raise BadInput(
+            f"{vae_folder_or_id or folder / 'vae'}: its encoder ({autoencoder.encoder_sha256[:12]}) is not the one "
+            f"{folder} was trained on ({config.encoder_sha256[:12]}); give a decoder tuned from the same autoencoder"
+        )
+    try:
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False)
+        world_model = WorldModel(unet, config.num_actions, config.context_length)
+        embedding = load_file(folder / "action_embedding_model.safetensors")
+        world_model.action_embedding_model.load_state_dict(embedding)
+        positions = load_file(folder / "action_positions.safetensors")["positions"]
+        world_model.action_positions.data.copy_(positions)
+        scheduler = DDIMScheduler.from_pretrained(folder / "noise_scheduler")
+        starts = folder / "start_contexts.safetensors"
+        start_contexts = StartContexts(**load_file(starts)) if starts.is_file() else None
+    except Exception as error:  # truncated safetensors, wrong shapes, missing files: all mean a broken folder
+        raise BadInput(f"{folder}: weights do not load ({_first_line(error)}); copy the folder again") from None
+    world_model.requires_grad_(False)
+    return LoadedWorldModel(world_model.to(device).eval(), autoencoder, scheduler, config, start_contexts)
+
+
+def _first_line(error: BaseException) -> str:
+    text = (str(error) or type(error).__name__).strip()
+    return text.splitlines()[0][:200]
