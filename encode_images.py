@@ -1,0 +1,358 @@
+"""Stage 2: reads episodes and an autoencoder, writes latents: one latent_episode_<n>.pt per episode, in the same tree.
+
+Frames stream through, so memory does not grow with an episode's length. The same command again encodes only what is
+missing or changed (rows or bytes of the episode, the encoder, the stride). Several GPUs share the work with
+--num_chunks: one process each, with its own --chunk_id and --gpu_id. The autoencoder is kept beside the latents.
+
+    python encode_images.py --dataset_basepath episodes --save_dir_path latents --model_folder_or_id runs/autoencoder
+    python encode_images.py --dataset_basepath episodes --save_dir_path latents --model_folder_or_id runs/autoencoder \\
+        --batch_size 64 --dtype bf16 --dataloader_num_workers 8 --num_chunks 3 --chunk_id 0 --gpu_id 0
+"""
+
+import argparse
+import glob
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import command_line
+from artifacts import TEMPORARY_MARK, read_json, replacing_folder, sha256_of_tensors
+from command_line import BadInput
+from episodes import BLACK_NAME, Episode, EpisodeInfo, common_facts, find_episodes, held_strides, inspect_episode
+from presets import Preset, get_preset
+
+if TYPE_CHECKING:
+    from model import Autoencoder
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+AUTOENCODER_NAME = "autoencoder"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    arguments = command_line.parser(__doc__)
+    add = arguments.add_argument
+    add("--dataset_basepath", type=Path, required=True, help="folder of episode_*.parquet")
+    add("--save_dir_path", type=Path, required=True, help="folder for the latents")
+    add("--model_folder_or_id", required=True, help="autoencoder folder or Hub id, see finetune_vae.py")
+    add("--preset", help="small, smoke, or a .json file based on one; default: the one the autoencoder was made for")
+    add("--all_tics", action="store_true", help="encode every recorded tic, not only those of the preset's stride")
+    add("--batch_size", type=command_line.positive, default=32, help="frames through the autoencoder at a time")
+    add("--dataloader_num_workers", type=int, default=2, help="threads that decode pictures; 0: the main one")
+    add("--dtype", choices=[*DTYPES, *DTYPES.values()], default="fp32", help="precision of the autoencoder")
+    add("--num_chunks", type=command_line.positive, default=1, help="processes that share the episodes")
+    add("--chunk_id", type=int, default=0, help="which share this process takes, from 0")
+    add("--gpu_id", type=int, help="CUDA device number to use; default: the first")
+    command_line.add_device_flag(arguments)
+    return arguments
+
+
+@dataclass
+class Job:
+    """One episode to encode: its rows to store, and where the latents go."""
+
+    info: EpisodeInfo
+    rows: np.ndarray  # (N,) ascending
+    columns: dict[str, np.ndarray]  # actions, tics, held, (N,) each
+    output: Path
+
+
+def main(args: argparse.Namespace) -> None:
+    preset = choose_preset(args.model_folder_or_id, args.preset)
+    if not 0 <= args.chunk_id < args.num_chunks:
+        known = f"0..{args.num_chunks - 1} with --num_chunks {args.num_chunks}"
+        raise BadInput(f"--chunk_id {args.chunk_id}: it is one of {known}")
+    if args.dataloader_num_workers < 0:
+        raise BadInput(f"--dataloader_num_workers {args.dataloader_num_workers}: give 0 or more")
+    check_writable(args.save_dir_path)
+    infos = inspect_all(args.dataset_basepath)
+    step = row_step(infos, preset, args.all_tics)
+    mine = infos[args.chunk_id :: args.num_chunks]
+
+    device = command_line.resolve_device(args.device)
+    if args.gpu_id is not None:
+        device = numbered_device(device, args.gpu_id)
+    command_line.print_settings(
+        args, preset=preset.name, device=device, episodes=len(infos), episodes_of_this_chunk=len(mine),
+        tics_per_stored_row=step * infos[0].tics_per_row,
+    )  # fmt: skip
+    import torch
+
+    from model import load_autoencoder
+
+    autoencoder = load_autoencoder(args.model_folder_or_id, preset=preset, device=device)
+    facts = encoder_facts(autoencoder, infos[0], step)  # before rounding to --dtype: the weights as stored
+    if args.chunk_id == 0:
+        keep_autoencoder(autoencoder, args.save_dir_path / AUTOENCODER_NAME)
+    autoencoder.to(dtype=getattr(torch, DTYPES.get(args.dtype, args.dtype)))
+    keep_black(autoencoder, args.save_dir_path, facts["encoder_sha256"])
+    wanted = [(info, output_path(info, args)) for info in mine]
+    pending = [(info, output) for info, output in wanted if not is_current(output, {**facts, **source_facts(info)})]
+    frames = encode_all(pending, autoencoder, facts, step, args.batch_size, args.dataloader_num_workers)
+    others = f"; chunk {args.chunk_id} of {args.num_chunks}, run the others too" if args.num_chunks > 1 else ""
+    print(
+        f"wrote {len(pending)} of {len(mine)} latent files ({frames} frames) under {args.save_dir_path}{others}; next: "
+        f"python train_text_to_image.py --dataset_basepath {args.save_dir_path} --output_dir runs/world_model "
+        f"--preset {args.preset or preset.name}"
+    )
+
+
+def choose_preset(model_folder_or_id: str, name: str | None) -> Preset:
+    """The preset named, or the one the local autoencoder folder names. Raises BadInput without importing torch."""
+    folder = Path(model_folder_or_id)
+    is_local = folder.is_dir()
+    for inside in (AUTOENCODER_NAME, "vae"):
+        folder = folder / inside if (folder / inside).is_dir() else folder
+    if is_local and not (folder / "config.json").is_file():
+        cure = "give a folder that finetune_vae.py or diffusers wrote"
+        raise BadInput(f"--model_folder_or_id {model_folder_or_id}: not a model folder (no config.json); {cure}")
+    if not is_local and not is_hub_id(model_folder_or_id):
+        raise BadInput(f"--model_folder_or_id {model_folder_or_id}: no such folder, and no Hub id like owner/name")
+    if name:
+        return get_preset(name)
+    if not (folder / "autoencoder_info.json").is_file():
+        raise BadInput(f"--model_folder_or_id {model_folder_or_id} does not tell its frame size; say --preset")
+    return get_preset(read_json(folder / "autoencoder_info.json")["preset"])
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is no folder may be a Hub repository's."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+
+
+def check_writable(save_dir_path: Path) -> None:
+    """Raises BadInput where the output folder could not be made; makes nothing yet."""
+    folder = save_dir_path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise BadInput(f"--save_dir_path {save_dir_path}: {folder} is a file; name a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(f"--save_dir_path {save_dir_path}: no permission to write in {folder}; name another folder")
+
+
+def inspect_all(dataset_basepath: Path) -> list[EpisodeInfo]:
+    """Every episode's footer, in order. Raises BadInput for the first broken one, or when they do not go together."""
+    infos = [inspect_episode(path) for path in find_episodes(dataset_basepath)]
+    common_facts(infos)
+    return infos
+
+
+def row_step(infos: list[EpisodeInfo], preset: Preset, all_tics: bool) -> int:
+    """Recorded rows from one stored row to the next. Raises BadInput when the preset's stride does not fit."""
+    tics_per_row = infos[0].tics_per_row
+    if preset.frame_stride % tics_per_row:
+        what = f"every {tics_per_row} tics recorded, preset {preset.name} sees every {preset.frame_stride}"
+        raise BadInput(f"{infos[0].path}: {what}; record with a --record_stride that divides it")
+    step = preset.frame_stride // tics_per_row
+    for info in infos:
+        if info.rows <= step:
+            what = f"{info.rows} rows, a stride of preset {preset.name} takes {step + 1}"
+            raise BadInput(f"{info.path} is too short: {what}; delete it, or record longer episodes")
+    return 1 if all_tics else step
+
+
+def numbered_device(device: str, gpu_id: int) -> str:
+    """`cuda` -> `cuda:<gpu_id>`. Raises BadInput when it is not there, or the device is no GPU."""
+    import torch
+
+    if device != "cuda":
+        raise BadInput(f"--gpu_id {gpu_id}: the device is {device}; leave it out, or use --device cuda")
+    if not 0 <= gpu_id < torch.cuda.device_count():
+        raise BadInput(f"--gpu_id {gpu_id}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+    return f"cuda:{gpu_id}"
+
+
+def output_path(info: EpisodeInfo, args: argparse.Namespace) -> Path:
+    from latents import latent_path
+
+    return latent_path(info.path, args.dataset_basepath, args.save_dir_path)
+
+
+def encoder_facts(autoencoder: "Autoencoder", info: EpisodeInfo, step: int) -> dict[str, Any]:
+    """The metadata that all latents of this run share."""
+    width, height = autoencoder.frame_size
+    return {
+        "tics_per_row": step * info.tics_per_row,
+        "tics_per_second": info.tics_per_second,
+        "action_table": info.action_table,
+        "encoder_sha256": autoencoder.encoder_sha256,
+        "posterior": autoencoder.posterior,
+        "scaling_factor": autoencoder.scaling_factor,
+        "preset": autoencoder.preset_name,
+        "frame_width": width,
+        "frame_height": height,
+    }
+
+
+def source_facts(info: EpisodeInfo) -> dict[str, Any]:
+    return {"source": str(info.path.resolve()), "source_rows": info.rows, "source_bytes": info.file_bytes}
+
+
+def is_current(output: Path, metadata: dict[str, Any]) -> bool:
+    """Whether the latents there were made from the same episode by the same encoder at the same stride."""
+    from latents import open_latents
+
+    if not output.is_file():
+        return False
+    try:
+        stored = open_latents(output)["metadata"]
+    except BadInput:
+        return False
+    decisive = ("source_rows", "source_bytes", "encoder_sha256", "tics_per_row")  # a tree may move: not `source`
+    return all(stored.get(name) == metadata[name] for name in decisive)
+
+
+def keep_autoencoder(autoencoder: "Autoencoder", folder: Path) -> None:
+    """Copies the autoencoder beside its latents, so that the next stages find it; leaves an equal one alone."""
+    from model import load_autoencoder
+
+    if folder.is_dir():
+        try:
+            if fingerprint(load_autoencoder(folder)) == fingerprint(autoencoder):
+                return
+        except BadInput:
+            pass  # an incomplete one is replaced
+    with replacing_folder(folder) as temporary:
+        autoencoder.save(temporary)
+
+
+def fingerprint(autoencoder: "Autoencoder") -> str:
+    """Of encoder and decoder; `encoder_sha256` covers the encoder and the geometry alone."""
+    return sha256_of_tensors(autoencoder.vae.state_dict(), {"encoder": autoencoder.encoder_sha256})
+
+
+def keep_black(autoencoder: "Autoencoder", save_dir_path: Path, encoder_sha256: str) -> None:
+    """Writes the moments of a black frame at the root of the tree, unless they are there."""
+    import torch
+
+    from latents import open_latents, save_latents
+
+    path = save_dir_path / BLACK_NAME
+    if path.is_file() and open_latents(path)["metadata"].get("encoder_sha256") == encoder_sha256:
+        return
+    moments = autoencoder.black_moments().to("cpu", torch.float16).clone()
+    save_latents(path, moments, {"encoder_sha256": encoder_sha256})
+
+
+def plan(info: EpisodeInfo, episode: Episode, step: int, output: Path) -> Job:
+    """Which rows of an episode to store, every `step`-th of each of its games, and what the file says of them."""
+    ends = [*episode.starts[1:], info.rows]
+    games = [np.arange(start, end, step) for start, end in zip(episode.starts, ends, strict=True)]
+    rows = np.concatenate(games)
+    tics = np.concatenate([(game - game[0]) * info.tics_per_row for game in games])
+    held = held_strides(episode.actions, episode.starts, step)[rows]
+    return Job(info, rows, {"actions": episode.actions[rows], "tics": tics, "held": held}, output)
+
+
+def encode_all(
+    pending: list[tuple[EpisodeInfo, Path]],
+    autoencoder: "Autoencoder",
+    facts: dict[str, Any],
+    step: int,
+    batch_size: int,
+    num_workers: int,
+) -> int:
+    """Encodes episode after episode, each file appearing when it is whole. Returns how many frames that were."""
+    from tqdm import tqdm
+
+    from latents import save_latents
+
+    batches = decoded_ahead(encoded_batches(pending, step, batch_size), num_workers)
+    with tqdm(total=sum(-(-info.rows // step) for info, _ in pending), unit="frame", desc="encode") as bar:
+        for info, output in pending:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(output)
+            bar.set_postfix_str(info.path.name)
+            with tempfile.TemporaryFile(dir=output.parent) as scratch:
+                job, shape = encode_episode(batches, autoencoder, scratch, bar.update)
+                save_latents(output, mapped_moments(scratch, shape), {**source_facts(info), **facts}, **tensors(job))
+        return bar.n
+
+
+def encoded_batches(
+    pending: list[tuple[EpisodeInfo, Path]], step: int, batch_size: int
+) -> Iterator[tuple[Job, bool, Callable[[], np.ndarray]]]:
+    """(job, whether its last batch, what decodes the batch's pictures), all episodes in one stream."""
+    for info, output in pending:
+        episode = Episode(info.path)
+        job = plan(info, episode, step, output)
+        done = 0
+        for encoded in episode.iter_encoded(job.rows, batch_size):
+            rows = job.rows[done : done + len(encoded)]
+            done += len(encoded)
+
+            yield job, done == len(job.rows), partial(episode.decode, encoded, rows)
+        episode.close()
+
+
+def decoded_ahead(
+    batches: Iterable[tuple[Job, bool, Callable[[], np.ndarray]]], num_workers: int
+) -> Iterator[tuple[Job, bool, np.ndarray]]:
+    """Decodes in threads, in order, at most one batch per thread and one more ahead: so much is resident, no more."""
+    if num_workers == 0:
+        for job, is_last, decode in batches:
+            yield job, is_last, decode()
+        return
+    with ThreadPoolExecutor(num_workers) as pool:
+        waiting: deque = deque()
+        for job, is_last, decode in batches:
+            waiting.append((job, is_last, pool.submit(decode)))
+            if len(waiting) > num_workers:
+                job, is_last, frames = waiting.popleft()
+                yield job, is_last, frames.result()
+        while waiting:
+            job, is_last, frames = waiting.popleft()
+            yield job, is_last, frames.result()
+
+
+def encode_episode(
+    batches: Iterator[tuple[Job, bool, np.ndarray]],
+    autoencoder: "Autoencoder",
+    scratch: Any,
+    report: Callable[[int], object],
+) -> tuple[Job, tuple[int, ...]]:
+    """Takes one episode off the stream; its moments go to a file, not to memory. Returns (job, shape (N, M, h, w))."""
+    import torch
+
+    for job, is_last, frames in batches:  # frames: uint8 (n, H0, W0, 3)
+        with torch.inference_mode():
+            moments = autoencoder.encode_pixels(autoencoder.frames_to_pixels(frames)).to("cpu", torch.float16)
+        if not moments.isfinite().all():
+            raise BadInput(f"{job.info.path}: its latents are not finite numbers; use another --dtype (fp32, bf16)")
+        scratch.write(moments.contiguous().numpy().tobytes())  # (n, M, h, w)
+        report(len(frames))
+        if is_last:
+            return job, (len(job.rows), *moments.shape[1:])
+    raise RuntimeError("the stream of batches ended within an episode")
+
+
+def mapped_moments(scratch: Any, shape: tuple[int, ...]) -> Any:
+    """The scratch file as a tensor that stays on disk."""
+    import torch
+
+    scratch.flush()
+    return torch.from_numpy(np.memmap(scratch, dtype=np.float16, mode="r+", shape=shape))
+
+
+def tensors(job: Job) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(column) for name, column in job.columns.items()}
+
+
+def remove_leftovers(output: Path) -> None:
+    """Removes what a killed run left of this very file; other chunks write other files."""
+    for leftover in output.parent.glob(f".{glob.escape(output.name)}{TEMPORARY_MARK}*"):
+        leftover.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    command_line.run(main, build_parser())

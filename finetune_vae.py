@@ -1,0 +1,215 @@
+"""Stage 4 (and before stage 2 for the small presets): reads episodes, writes an autoencoder folder.
+
+Tunes the decoder of an autoencoder on a game's frames with plain MSE (GameNGen sec. 3.1); the encoder stays
+bit-identical, so latents and world models made with it stay valid. With --train_from_scratch it trains a preset's small
+autoencoder whole. The same command again resumes exactly where the last checkpoint was written.
+
+    python finetune_vae.py --dataset_basepath episodes --output_dir runs/autoencoder \\
+        --train_from_scratch --preset small --max_train_minutes 30
+    python finetune_vae.py --dataset_basepath episodes --output_dir runs/decoder \\
+        --model_folder_or_id runs/autoencoder --max_train_minutes 30
+"""
+
+import argparse
+import dataclasses
+import time
+
+import command_line
+from command_line import BadInput
+
+MEAN_FRAMES = 64  # training frames averaged for the row `constant`
+SCALE_FRAMES = 512  # training frames whose latents' standard deviation becomes the scaling factor
+
+
+def build_parser() -> argparse.ArgumentParser:
+    arguments = command_line.parser(__doc__)
+    add = arguments.add_argument
+    add("--dataset_basepath", required=True, help="folder of episode_*.parquet")
+    add("--output_dir", required=True, help="run folder: checkpoints, metrics, samples, and autoencoder/ to use")
+    add("--model_folder_or_id", help="autoencoder to tune: a folder or a Hub id")
+    add("--train_from_scratch", action="store_true", help="train the preset's own small autoencoder, encoder and all")
+    add("--preset", help="small, smoke or a .json file; default: what the autoencoder folder says")
+    add(
+        "--batch_size",
+        type=command_line.positive,
+        help="frames per device and micro-batch; default: the preset's, else 32",
+    )
+    add("--learning_rate", type=float, help="peak rate of AdamW; default: the preset's, else 1e-4")
+    add(
+        "--num_validation_frames",
+        type=command_line.positive,
+        default=128,
+        help="held-out frames the rows are measured on",
+    )
+    command_line.add_training_flags(arguments)
+    command_line.add_device_flag(arguments)
+    return arguments
+
+
+def main(args: argparse.Namespace) -> None:
+    from episodes import common_facts, find_episodes, inspect_episode, split_episodes
+    from presets import get_preset
+
+    preset = get_preset(args.preset) if args.preset else None
+    if args.train_from_scratch == bool(args.model_folder_or_id):
+        raise BadInput(
+            "give either --model_folder_or_id, an autoencoder whose decoder to tune, or --train_from_scratch --preset"
+        )
+    if args.train_from_scratch and preset is None:
+        raise BadInput("--train_from_scratch needs --preset: small, smoke or a .json file")
+    paths = find_episodes(args.dataset_basepath)
+    common_facts([inspect_episode(path) for path in paths])
+    train_paths, validation_paths = split_episodes(paths)
+    if not validation_paths:
+        raise BadInput(f"{args.dataset_basepath}: {len(paths)} episode, none left to validate on; record at least two")
+    batch_size = args.batch_size or (preset.autoencoder_batch_size if preset else 32)
+    learning_rate = args.learning_rate or (preset.autoencoder_learning_rate if args.train_from_scratch else 1e-4)
+    command_line.print_settings(
+        args,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        train_episodes=len(train_paths),
+        validation_episodes=len(validation_paths),
+    )
+
+    import torch
+
+    from data_loader import FrameDataset
+    from diffusion import seeded_generator
+    from model import build_autoencoder, load_autoencoder
+    from training import TrainingRun, make_accelerator
+
+    accelerator = make_accelerator(args)
+    torch.manual_seed(args.seed)
+    if args.train_from_scratch:
+        autoencoder = build_autoencoder(preset)
+        trained = autoencoder.vae.parameters()
+    else:
+        autoencoder = load_autoencoder(args.model_folder_or_id, preset=preset)
+        trained = decoder_parameters(autoencoder)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    dataset, held_out = FrameDataset(train_paths), FrameDataset(validation_paths)
+    global_batch = batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+    identity = {
+        "geometry": dataclasses.asdict(autoencoder.geometry),
+        "seed": args.seed,
+        "global_batch_size": global_batch,
+        "trained_from_scratch": args.train_from_scratch,
+        "encoder_sha256": None if args.train_from_scratch else autoencoder.encoder_sha256,
+    }
+    run = TrainingRun(args, accelerator, autoencoder, identity, learning_rate=learning_rate, unit="frames")
+    if run.was_finished("autoencoder"):
+        return
+    validation = Validation(run, autoencoder, dataset, held_out, args)
+    run.write(
+        f"{sum(p.numel() for p in run.parameters) / 1e6:.2f}M parameters to train, {len(dataset)} frames, "
+        f"global batch {global_batch}"
+    )
+
+    run.begin()
+    batches = run.batches(dataset, batch_size)
+    while True:
+        is_over = run.is_over()
+        if is_over or run.is_due(args.validation_steps):
+            validation(is_last=is_over)
+        if is_over or run.is_due(args.checkpointing_steps):
+            run.save()
+            validation.save_model()
+        if is_over:
+            break
+        for micro in range(args.gradient_accumulation_steps):
+            waited = time.monotonic()
+            frames = next(batches).to(accelerator.device, non_blocking=True)  # (B, H0, W0, 3) uint8
+            run.data_seconds += time.monotonic() - waited
+            pixels = autoencoder.frames_to_pixels(frames)  # (B, 3, H', W')
+            noise = None
+            if autoencoder.posterior == "gaussian":
+                first = (micro * accelerator.num_processes + accelerator.process_index) * batch_size
+                generators = [
+                    seeded_generator(accelerator.device, args.seed, run.step, first + j) for j in range(batch_size)
+                ]
+                shape = validation.latent_shape
+                noise = torch.stack([torch.randn(shape, generator=g, device=accelerator.device) for g in generators])
+            with accelerator.accumulate(run.model), accelerator.autocast():
+                loss = torch.nn.functional.mse_loss(run.model(pixels, noise).float(), pixels)
+                run.update(loss)
+        run.finish_step(items=global_batch)
+    run.close()
+    run.write(
+        f"wrote {validation.folder} after {run.step} steps; encode with it: python encode_images.py "
+        f"--dataset_basepath {args.dataset_basepath} --save_dir_path latents --model_folder_or_id {validation.folder}"
+    )
+
+
+def decoder_parameters(autoencoder) -> list:
+    """What decoder tuning may change: `decoder` and `post_quant_conv`; never `encoder` nor `quant_conv`."""
+    return [
+        parameter
+        for name, parameter in autoencoder.vae.named_parameters()
+        if name.startswith(("decoder.", "post_quant_conv."))
+    ]
+
+
+class Validation:
+    """Measures the autoencoder on held-out frames, keeps a sample picture, and writes the folder to use."""
+
+    def __init__(self, run, autoencoder, dataset, held_out, args: argparse.Namespace) -> None:
+        from data_loader import evenly
+        from metrics import mean_frame
+
+        self.run, self.autoencoder = run, autoencoder
+        self.folder = run.output_dir / "autoencoder"
+        self.train_from_scratch = args.train_from_scratch
+        self.scale_frames = dataset.frames(evenly(len(dataset), SCALE_FRAMES)) if args.train_from_scratch else None
+        self.real = (
+            autoencoder.resize_frames(held_out.frames(evenly(len(held_out), args.num_validation_frames))).cpu().numpy()
+        )
+        mean = mean_frame(autoencoder.resize_frames(dataset.frames(evenly(len(dataset), MEAN_FRAMES))).cpu().numpy())
+        self.constant = mean[None].repeat(len(self.real), axis=0)
+        self.latent_shape = tuple(autoencoder.sample_latents(autoencoder.black_moments()).shape[1:])
+
+    def __call__(self, *, is_last: bool) -> None:
+        """Prints the rows and writes `samples/step_<n>.png`: real frames above, encoded and decoded ones below."""
+        if not self.run.accelerator.is_main_process:
+            return
+        import numpy as np
+        from PIL import Image
+
+        from artifacts import replacing
+        from metrics import format_rows, measure_rows
+
+        with self.run.averaged():
+            ceiling = self.autoencoder.reconstruct(self.real)
+        rows = measure_rows(self.real, {"constant": self.constant, "ceiling": ceiling})
+        self.run.log(**{f"{name}_{key}": value for name, row in rows.items() for key, value in row.items()})
+        self.run.write(
+            f"held-out frames after {self.run.step} steps{' (last)' if is_last else ''}:\n{format_rows(rows)}"
+        )
+        picked = np.linspace(0, len(self.real) - 1, min(4, len(self.real))).astype(int)
+        picture = np.concatenate([np.concatenate(list(frames[picked]), axis=1) for frames in (self.real, ceiling)])
+        with replacing(self.run.output_dir / "samples" / f"step_{self.run.step:06d}.png") as temporary:
+            Image.fromarray(picture).save(temporary, format="PNG")
+
+    def save_model(self) -> None:
+        """Writes `autoencoder/` with the averaged weights; from scratch also the scaling factor, 1 / std of latents."""
+        if not self.run.accelerator.is_main_process:
+            return
+        import torch
+
+        from artifacts import replacing_folder
+
+        with self.run.averaged():
+            if self.scale_frames is not None:
+                with torch.no_grad():
+                    batches = self.autoencoder.frames_to_pixels(self.scale_frames).split(32)
+                    moments = [self.autoencoder.encode_pixels(pixels) for pixels in batches]
+                self.autoencoder.vae.register_to_config(scaling_factor=1 / float(torch.cat(moments).float().std()))
+            with replacing_folder(self.folder) as temporary:
+                self.autoencoder.save(temporary)
+            if self.scale_frames is not None:  # training goes on unscaled, so that a resumed run rounds alike
+                self.autoencoder.vae.register_to_config(scaling_factor=1.0)
+
+
+if __name__ == "__main__":
+    command_line.run(main, build_parser())

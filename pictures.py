@@ -1,0 +1,47 @@
+"""Pictures for people: two films side by side with a caption, and animated GIFs.
+
+Knows nothing of models; PIL does the drawing. Used by the trainers' samples and by run_autoregressive.py.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from artifacts import replacing
+
+CAPTION_HEIGHT_PX = 14
+
+
+def side_by_side(films: dict[str, np.ndarray], captions: Sequence[str], scale: int = 2) -> np.ndarray:
+    """Films next to each other, each under its name, with one caption per frame below.
+
+    films: name -> uint8 (T, H, W, 3), all of one shape.  captions: T lines.  Returns uint8 (T, H'', W'', 3).
+    """
+    columns = [film.repeat(scale, axis=1).repeat(scale, axis=2) for film in films.values()]
+    pictures = np.concatenate(columns, axis=2)  # (T, H*scale, films*W*scale, 3)
+    count, height, width = pictures.shape[:3]
+    labelled = np.zeros((count, height + 2 * CAPTION_HEIGHT_PX, width, 3), np.uint8)
+    labelled[:, CAPTION_HEIGHT_PX:-CAPTION_HEIGHT_PX] = pictures
+    for number, caption in enumerate(captions):
+        picture = Image.fromarray(labelled[number])
+        draw = ImageDraw.Draw(picture)
+        for column, name in enumerate(films):
+            draw.text((column * width // len(films) + 3, 1), name, fill=(255, 255, 255))
+        draw.text((3, height + CAPTION_HEIGHT_PX + 1), caption, fill=(255, 220, 120))
+        labelled[number] = np.asarray(picture)
+    return labelled
+
+
+def write_gif(path: str | Path, frames: np.ndarray, frames_per_second: float) -> None:
+    """Writes uint8 (T, H, W, 3) as an endless GIF, atomically.
+
+    GIF counts time in 10 ms; delays are rounded so that no drift adds up."""
+    images = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames]
+    ends_ms = [round((number + 1) * 100 / frames_per_second) * 10 for number in range(len(images))]
+    delays_ms = [max(20, end - start) for start, end in zip([0, *ends_ms], ends_ms, strict=False)]
+    with replacing(path) as temporary:
+        images[0].save(
+            temporary, format="GIF", save_all=True, append_images=images[1:], duration=delays_ms, loop=0, disposal=1
+        )

@@ -1,0 +1,346 @@
+"""What the trainers share: the run folder, checkpoints and exact resume, the progress line, the clock.
+
+Does not know what is trained. Used by train_text_to_image.py and finetune_vae.py. A run folder holds `run.json` (what
+may not change on resume), `checkpoint-<step>/` (safetensors and JSON, no pickle), `metrics.jsonl`, TensorBoard events
+and the finished model. To resume, run the same command again: data order and draws depend on (seed, step) alone.
+"""
+
+import argparse
+import importlib.util
+import json
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from artifacts import read_json, replacing_folder, write_json
+from command_line import BadInput, resolve_device
+from window_sampler import WindowSampler
+
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)$")
+LOG_EVERY_SECONDS = 10.0
+
+
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The accelerate front end for `--device --mixed_precision --gradient_accumulation_steps --report_to`."""
+    device = resolve_device(args.device)
+    if args.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise BadInput(
+            "--report_to wandb: the package wandb is not installed; pip install wandb, or use tensorboard or none"
+        )
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=args.output_dir,
+    )
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first: a folder under this name was renamed into place when finished."""
+    found = [
+        path
+        for path in output_dir.glob("checkpoint-*")
+        if CHECKPOINT_NAME.search(path.name) and (path / "state.json").is_file()
+    ]
+    return sorted(found, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(CHECKPOINT_NAME.search(checkpoint.name).group(1))
+
+
+def choose_checkpoint(output_dir: Path, wanted: str) -> Path | None:
+    """The checkpoint to go on from: `latest` (None where there is none yet), `none`, or a path or name.
+
+    Raises BadInput when the named one is missing, or when `none` would train over an existing run.
+    """
+    existing = list_checkpoints(output_dir)
+    if wanted == "latest":
+        return existing[-1] if existing else None
+    if wanted == "none":
+        if existing:
+            raise BadInput(
+                f"{output_dir} already holds {existing[-1].name}; go on with --resume_from_checkpoint latest, "
+                f"or name another --output_dir"
+            )
+        return None
+    for path in (output_dir / wanted, Path(wanted)):
+        if (path / "state.json").is_file():
+            return path
+    names = ", ".join(path.name for path in existing) or "none"
+    raise BadInput(f"--resume_from_checkpoint {wanted}: no such checkpoint; {output_dir} has: {names}")
+
+
+def check_identity(output_dir: Path, identity: dict) -> None:
+    """Keeps what makes a run this run in `run.json`; BadInput names the first setting that differs on resume."""
+    path = output_dir / "run.json"
+    if not path.is_file():
+        write_json(path, identity)
+        return
+    before = read_json(path)
+    for name, value in json.loads(json.dumps(identity)).items():
+        if name in before and before[name] != value:
+            raise BadInput(
+                f"{output_dir} was begun with {name} {before[name]}, not {value}; use the old value, "
+                f"or name another --output_dir"
+            )
+
+
+class TrainingRun:
+    """One training in its folder: optimizer, learning rate, EMA, checkpoints, numbers and their progress bar."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        accelerator: Accelerator,
+        model: nn.Module,
+        identity: dict,
+        *,
+        learning_rate: float,
+        unit: str,
+    ) -> None:
+        """model: trained where its parameters require gradients. unit: what the rate counts, e.g. `frames`."""
+        self.args, self.accelerator, self.unit = args, accelerator, unit
+        self.output_dir = Path(args.output_dir)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        model.to(accelerator.device)
+        optimizer = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=args.weight_decay
+        )
+        # Not prepared by accelerate: a prepared schedule would move once per process and step.
+        self.schedule = get_scheduler(
+            args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+        )
+        self.ema = EMAModel(self.parameters, decay=args.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+        self.ema.to(accelerator.device)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.step = 0
+        self.seconds_before = 0.0
+        checkpoint = choose_checkpoint(self.output_dir, args.resume_from_checkpoint)
+        if accelerator.is_main_process:
+            check_identity(self.output_dir, identity)
+        if checkpoint is not None:
+            self._load(checkpoint)
+            accelerator.print(f"resumed from {checkpoint}")
+        self.first_step = self.step
+        self.bar: tqdm | None = None
+        self.started = self.logged = time.monotonic()
+        self.steps_logged = self.step
+        self.data_seconds = 0.0
+        self.loss_sum = torch.zeros((), device=accelerator.device)
+
+    def was_finished(self, model_folder: str) -> bool:
+        """Whether an earlier session already reached the end and wrote its model; says so."""
+        is_finished = self.step > 0 and self.is_over() and (self.output_dir / model_folder).is_dir()
+        if is_finished:
+            self.write(
+                f"{self.output_dir / model_folder} is finished: {self.step} steps, "
+                f"{self.trained_seconds / 60:.1f} minutes; raise --max_train_steps or --max_train_minutes to go on"
+            )
+        return is_finished
+
+    def batches(self, dataset: Dataset, batch_size: int) -> Iterator:
+        """This process's micro-batches from the current step on, without end; the order follows from seed and step."""
+        sampler = WindowSampler(
+            len(dataset),
+            seed=self.args.seed,
+            batch_size=batch_size,
+            accumulation=self.args.gradient_accumulation_steps,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            start_step=self.step,
+        )
+        workers = self.args.dataloader_num_workers
+        is_pinned = self.accelerator.device.type == "cuda"
+        return iter(DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=is_pinned))
+
+    # ------------------------------------------------------------------ the clock
+
+    @property
+    def trained_seconds(self) -> float:
+        """Wall-clock seconds of all sessions of this run, housekeeping included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def begin(self) -> None:
+        """Starts the clock and the bar; call right before the loop."""
+        self.started = self.logged = time.monotonic()
+        if self.args.report_to != "none":
+            self.accelerator.init_trackers("events")
+        self.bar = tqdm(
+            total=self.args.max_train_steps,
+            initial=self.step,
+            unit="step",
+            file=sys.stderr,
+            disable=not self.accelerator.is_main_process,
+        )
+
+    def is_over(self) -> bool:
+        """Whether `--max_train_steps` or `--max_train_minutes` is reached; every process gets the same answer."""
+        minutes = self.args.max_train_minutes
+        over = self.step >= self.args.max_train_steps or (minutes is not None and self.trained_seconds >= 60 * minutes)
+        return bool(broadcast_object_list([over])[0]) if self.accelerator.num_processes > 1 else over
+
+    def eta_seconds(self) -> float:
+        """Seconds left at this session's mean speed, by steps or by minutes, whichever ends first."""
+        done = self.step - self.first_step
+        per_step = (time.monotonic() - self.started) / done if done else float("inf")
+        minutes = self.args.max_train_minutes
+        by_time = float("inf") if minutes is None else 60 * minutes - self.trained_seconds
+        return max(0.0, min((self.args.max_train_steps - self.step) * per_step, by_time))
+
+    def is_due(self, every: int) -> bool:
+        """Whether housekeeping done every so many steps falls on this one; never on the step a session starts at."""
+        return self.step > self.first_step and self.step % every == 0
+
+    # ------------------------------------------------------------------ one step
+
+    def update(self, loss: Tensor) -> None:
+        """Backward, clip at 1.0, optimizer step; under `accelerator.accumulate` only the last micro-step moves them."""
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss_sum += loss.detach() / self.args.gradient_accumulation_steps
+
+    def finish_step(self, items: int) -> None:
+        """Moves learning rate, EMA and counters by one step of `items` training items, and logs now and then."""
+        self.schedule.step()
+        self.ema.step(self.parameters)
+        self.step += 1
+        if self.bar is not None:
+            self.bar.update()
+        now = time.monotonic()
+        if now - self.logged >= LOG_EVERY_SECONDS or self.step == self.args.max_train_steps:
+            steps, seconds = self.step - self.steps_logged, now - self.logged
+            loss = float(self.accelerator.reduce(self.loss_sum, "mean")) / steps
+            if not torch.isfinite(torch.tensor(loss)):
+                raise BadInput(
+                    f"the loss became {loss} before step {self.step}; go on from the last checkpoint "
+                    f"with a lower --learning_rate"
+                )
+            self.log(
+                loss=loss,
+                lr=self.schedule.get_last_lr()[0],
+                **{f"{self.unit}_per_s": items * steps / seconds},
+                data_share=self.data_seconds / seconds,
+                eta_s=self.eta_seconds(),
+            )
+            self.loss_sum.zero_()
+            self.logged, self.steps_logged, self.data_seconds = now, self.step, 0.0
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model carries the averaged weights: what is measured, saved and played."""
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+    # ------------------------------------------------------------------ numbers
+
+    def log(self, **numbers: float) -> None:
+        """One line on the console, the same numbers in `metrics.jsonl` and in the tracker."""
+        if not self.accelerator.is_main_process:
+            return
+        self.accelerator.log(numbers, step=self.step)
+        with (self.output_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": self.step, **{k: round(v, 6) for k, v in numbers.items()}}) + "\n")
+        if "loss" in numbers:
+            rate = numbers[f"{self.unit}_per_s"]
+            self.write(
+                f"step {self.step:06d}/{self.args.max_train_steps} | loss {numbers['loss']:.4f} | "
+                f"lr {numbers['lr']:.1e} | {rate:.0f} {self.unit}/s | "
+                f"data {numbers['data_share']:.0%} | eta {_duration(numbers['eta_s'])}"
+            )
+
+    def write(self, text: str) -> None:
+        """Prints on the main process without breaking the bar."""
+        if self.accelerator.is_main_process:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save(self) -> None:
+        """Writes `checkpoint-<step>/` atomically, then removes all but the newest `--checkpoints_total_limit`."""
+        if not self.accelerator.is_main_process:
+            return
+        optimizer = self.optimizer.state_dict()
+        moments = {
+            f"{index}.{name}": value for index, state in optimizer["state"].items() for name, value in state.items()
+        }
+        with replacing_folder(self.output_dir / f"checkpoint-{self.step}") as folder:
+            _save(dict(zip(self.names, self.parameters, strict=True)), folder / "model.safetensors")
+            _save(dict(zip(self.names, self.ema.shadow_params, strict=True)), folder / "ema.safetensors")
+            _save(moments, folder / "optimizer.safetensors")
+            state = {
+                "step": self.step,
+                "trained_seconds": self.trained_seconds,
+                "ema_steps": self.ema.optimization_step,
+                "optimizer_groups": optimizer["param_groups"],
+            }
+            write_json(folder / "state.json", state)
+        for old in list_checkpoints(self.output_dir)[: -self.args.checkpoints_total_limit]:
+            shutil.rmtree(old)
+
+    def _load(self, checkpoint: Path) -> None:
+        state = read_json(checkpoint / "state.json")
+        try:
+            model, ema = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "ema"))
+            moments = load_file(checkpoint / "optimizer.safetensors")
+            with torch.no_grad():
+                for name, parameter, shadow in zip(self.names, self.parameters, self.ema.shadow_params, strict=True):
+                    parameter.copy_(model[name])
+                    shadow.copy_(ema[name])
+        except Exception as error:
+            raise BadInput(
+                f"{checkpoint} does not load ({(str(error) or type(error).__name__).splitlines()[0]}); "
+                f"name an older one with --resume_from_checkpoint"
+            ) from None
+        per_parameter: dict[int, dict[str, Tensor]] = {}
+        for key, value in moments.items():
+            index, name = key.split(".", 1)
+            per_parameter.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": per_parameter, "param_groups": state["optimizer_groups"]})
+        self.ema.optimization_step = state["ema_steps"]
+        self.step, self.seconds_before = state["step"], state["trained_seconds"]
+        self.schedule.last_epoch = self.step
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if self.args.report_to != "none":
+            self.accelerator.end_training()
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def _duration(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "?"
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"

@@ -1,0 +1,114 @@
+"""Held-out measures of a world model: the rows of one step, and rollouts beside the real game.
+
+Everything is drawn by `GameEngine`, as a player would see it. Used by train_text_to_image.py while it trains and by
+run_autoregressive.py; knows neither optimizers nor command lines.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_loader import WindowDataset, evenly
+from engine import GameEngine
+from metrics import mean_frame, measure_rows
+from model import Autoencoder, StartContexts
+
+MEAN_FRAMES = 64
+
+
+@dataclass
+class Stretches:
+    """S stretches of play: L context frames, then N frames to predict.
+
+    latents: (S, L + N, C, h, w) scaled, the posterior's mode.  actions: (S, L + N - 1) int64, recorded.
+    real: uint8 (S, 1 + N, H, W, 3), the last context frame and the N after it at the model's frame size; None where the
+    recorded episodes are gone.
+    """
+
+    latents: Tensor
+    actions: Tensor
+    real: np.ndarray | None
+
+
+@torch.no_grad()
+def read_stretches(dataset: WindowDataset, autoencoder: Autoencoder, indices: Sequence[int], length: int) -> Stretches:
+    """The stretches of `length` predicted frames that begin with windows `indices`; each must have that many."""
+    items = [dataset.stretch(index, length) for index in indices]
+    latents, real = [], []
+    for item in items:
+        if "moments" in item:
+            moments = item["moments"].to(autoencoder.device).float()
+        else:
+            moments = autoencoder.encode_pixels(autoencoder.frames_to_pixels(item["frames"])).float()
+        latents.append(autoencoder.sample_latents(moments))
+        frames = dataset.source_frames(item["episode"], item["rows"][-length - 1 :])
+        real.append(None if frames is None else autoencoder.resize_frames(frames).cpu().numpy())
+    is_complete = all(frames is not None for frames in real)
+    actions = torch.stack([item["actions"] for item in items])
+    return Stretches(torch.stack(latents), actions, np.stack(real) if is_complete else None)
+
+
+def training_mean(dataset: WindowDataset, autoencoder: Autoencoder) -> np.ndarray | None:
+    """The mean real training frame, uint8 (H, W, 3), over windows spread evenly; None where the episodes are gone."""
+    frames = []
+    for index in evenly(len(dataset), MEAN_FRAMES):
+        item = dataset.stretch(index, 1)
+        real = dataset.source_frames(item["episode"], item["rows"][-1:])
+        if real is None:
+            return None
+        frames.append(autoencoder.resize_frames(real).cpu().numpy())
+    return mean_frame(np.concatenate(frames))
+
+
+def start_contexts(dataset: WindowDataset, autoencoder: Autoencoder, wanted: int) -> StartContexts:
+    """Beginnings to play from, spread evenly over a data set; whole histories where there are any."""
+    indices = evenly(len(dataset), 8 * wanted)
+    whole = [index for index in indices if dataset.stretch(index, 1)["rows"][0] >= 0] or indices
+    stretches = read_stretches(dataset, autoencoder, [whole[i] for i in evenly(len(whole), wanted)], 1)
+    return StartContexts(stretches.latents[:, :-1], stretches.actions[:, :-1])
+
+
+def roll_out(engine: GameEngine, stretches: Stretches, seeds: Sequence[int]) -> np.ndarray:
+    """The model's own N frames after each context, led by the recorded actions: uint8 (S, N, H, W, 3)."""
+    length = engine.config.context_length
+    engine.reset(stretches.latents[:, :length], stretches.actions[:, : length - 1], seeds)
+    steps = range(length - 1, stretches.actions.shape[1])
+    return np.stack([engine.step(stretches.actions[:, step]) for step in steps], axis=1)
+
+
+def picture_rows(
+    engine: GameEngine, stretches: Stretches, dream: np.ndarray, constant: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(real, {row: pictures}), each uint8 (S, N, H, W, 3): what DESIGN calls the rows, for measure_rows.
+
+    copy_last: the last context frame held still.  constant: the mean training frame.  ceiling: the true frames encoded
+    and decoded.  model: the dream.
+    """
+    real = stretches.real[:, 1:]
+    ceiling = np.stack(
+        [engine.decode_latents(latents[engine.config.context_length :]) for latents in stretches.latents]
+    )
+    pictures = {
+        "copy_last": np.broadcast_to(stretches.real[:, :1], real.shape),
+        "constant": np.broadcast_to(constant, real.shape),
+        "ceiling": ceiling,
+        "model": dream,
+    }
+    return real, pictures
+
+
+def one_step_rows(
+    engine: GameEngine, dataset: WindowDataset, indices: Sequence[int], constant: np.ndarray, batch_size: int = 16
+) -> dict[str, dict[str, float]]:
+    """The four rows one step ahead from recorded history (teacher-forced), over the windows `indices`."""
+    reals, rows = [], []
+    for first in range(0, len(indices), batch_size):
+        part = indices[first : first + batch_size]
+        stretches = read_stretches(dataset, engine.autoencoder, part, 1)
+        real, pictures = picture_rows(engine, stretches, roll_out(engine, stretches, list(part)), constant)
+        reals.append(real[:, 0])
+        rows.append({name: frames[:, 0] for name, frames in pictures.items()})
+    return measure_rows(np.concatenate(reals), {name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
