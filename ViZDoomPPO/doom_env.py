@@ -278,8 +278,8 @@ class DoomEnv(gymnasium.Env):
             self._game.set_seed(game_seed)
             self._game.set_doom_config_path(str(self._folder / "engine.ini"))
             if self.is_deathmatch:
-                bots_path = shutil.copy(SCENARIOS / "bots.cfg", self._folder)  # its path may hold spaces
-                self._game.add_game_args(f"-port {_free_port()} +viz_bots_path {bots_path}")
+                shutil.copy(SCENARIOS / "bots.cfg", self._folder)  # game_args take no path with spaces
+                self._game.add_game_args(f"-port {_free_port()} +viz_bots_path bots.cfg")
                 self._game.set_episode_timeout(0)
             try:
                 with chdir(self._folder):  # the engine makes a folder wherever it starts

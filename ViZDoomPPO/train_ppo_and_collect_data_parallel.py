@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--n_eval_envs", type=int, default=1, help="games to evaluate with, a process each; 1 and 1: all in one")
     add("--eval_freq", type=int, default=50_000, help="agent steps, over all games, between evaluations")
     add("--eval_episodes", type=int, default=4, help="episodes of one evaluation")
-    add("--total_timesteps", type=int, default=50_000_000, help="agent steps of 4 tics, over all games, to train for")
+    add("--total_timesteps", type=int, default=50_000_000, help="agent steps of 4 tics, all games; ends with a rollout")
     add("--max_train_minutes", type=float, help="stop after this long, resumes added up; a last evaluation follows")
     add("--n_steps", type=int, default=2048, help="agent steps per game between two updates of the policy")
     add("--batch_size", type=int, default=64, help="agent steps per gradient step")
@@ -111,8 +111,11 @@ class Progress:
 
     def is_finished(self, args: argparse.Namespace) -> bool:
         """Whether the budget in steps or minutes is used up."""
-        minutes = args.max_train_minutes
-        return self.agent_steps >= args.total_timesteps or (minutes is not None and self.train_seconds >= minutes * 60)
+        return self.agent_steps >= args.total_timesteps or self.is_late(args)
+
+    def is_late(self, args: argparse.Namespace) -> bool:
+        """Whether the minutes are used up, where they are limited."""
+        return args.max_train_minutes is not None and self.train_seconds >= args.max_train_minutes * 60
 
     def steps_since_evaluation(self) -> int:
         return self.agent_steps - (self.evaluations[-1]["agent_steps"] if self.evaluations else 0)
@@ -221,9 +224,13 @@ class Training:
     def checkpoint(self) -> Path:
         return self.args.run_dir / CHECKPOINT_NAME
 
-    def is_over(self) -> bool:
+    def is_interrupted(self) -> bool:
+        """Whether to stop at once, even within a rollout: when told to, or out of time."""
         self.progress.train_seconds = time.monotonic() - self.began_s
-        return self.stopper.signal is not None or self.progress.is_finished(self.args)
+        return self.stopper.signal is not None or self.progress.is_late(self.args)
+
+    def is_over(self) -> bool:
+        return self.is_interrupted() or self.progress.is_finished(self.args)
 
     def learn(self) -> None:
         """One rollout in every game, then one update of the policy; cut short by a signal or the end of the time."""
@@ -240,10 +247,11 @@ class Training:
             if "episode" in info and self.progress.add_return(info["level"], info["episode"]["r"]):
                 self.envs.env_method("set_level", self.progress.level)
                 self.bar.write(f"step {self.progress.agent_steps:07d} | bots move up to level {self.progress.level}")
-        return not self.is_over()
+        return not self.is_interrupted()
 
     def _log(self, steps_per_s: float) -> None:
         progress, total = self.progress, self.args.total_timesteps
+        progress.train_seconds = time.monotonic() - self.began_s
         mean_return = sum(progress.last_returns) / len(progress.last_returns) if progress.last_returns else None
         line = {
             "step": progress.agent_steps,

@@ -143,7 +143,7 @@ def test_training_records_all_its_play_and_keeps_the_best_policy(trained: Path) 
     assert (evaluation["agent_steps"], evaluation["level"]) == (64, 0)
     assert {"best_model.zip", "last_model.zip", "metrics.jsonl"} <= {path.name for path in policy.iterdir()}
     assert list((policy / "tensorboard").glob("events*"))
-    assert state(trained)["agent_steps"] == 64
+    assert (state(trained)["agent_steps"], state(trained)["updates"]) == (64, 2)  # no rollout goes unlearned
 
 
 def test_a_finished_or_foreign_run_is_never_overwritten(trained: Path, tmp_path: Path) -> None:
