@@ -115,7 +115,10 @@ def test_the_map_holds_what_a_deathmatch_needs() -> None:
     assert thing_numbers(build_map.WAD_PATH, "map01") == set(things)
 
 
-def test_the_engine_loads_the_map_without_a_complaint(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_engine_loads_the_map_without_a_complaint(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the engine writes where it starts
     game = DoomEnv(bots=0)._configured_game()
     game.set_console_enabled(True)
     game.init()
