@@ -105,6 +105,16 @@ def test_rows_stored_every_few_tics_know_whether_the_action_held(tmp_path: Path)
         WindowDataset([path], context_length=1, frame_stride=1)
 
 
+def test_a_stretch_is_consecutive_windows_in_one_and_ends_with_its_game(tmp_path: Path) -> None:
+    path = write_latents(tmp_path / "latent_episode_0.pt", [1, 2, 3, 1, 2, 3], tics=[0, 1, 2, 3, 0, 1])
+    dataset = WindowDataset([path], context_length=2, frame_stride=1)
+    stretch = dataset.stretch(0, 3)
+    assert values_of(stretch) == [BLACK, 0, 1, 2, 3]
+    assert stretch["actions"].tolist() == [0, 1, 2, 3]
+    assert stretch["rows"].tolist() == [-1, 0, 1, 2, 3]
+    assert dataset.stretch(0, 4) is None  # row 4 is another game
+
+
 def brute_force_targets(actions: list[int], starts: list[int], held: list[bool], step: int, length: int) -> list[int]:
     """The rule, word by word."""
     targets = []
@@ -219,7 +229,8 @@ def test_a_window_reads_only_its_own_bytes(tmp_path: Path) -> None:
     dataset = WindowDataset([tmp_path / "latent_0.pt"], context_length=4, frame_stride=1)
     sample = dataset[1500]["moments"]
     assert resident_bytes() - before < 20e6
-    assert sample.untyped_storage().nbytes() == sample.numel() * 2  # a worker sends this, not the file
+    storage_bytes = sample.untyped_storage().nbytes()  # a worker sends this much, so it must not be the file
+    assert storage_bytes == sample.numel() * 2
 
 
 def test_open_files_are_bounded_and_each_process_opens_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
