@@ -49,7 +49,7 @@ python=$here/.venv/bin/python
 
 stage 2 "an agent learns deathmatch on our own map; all its play is recorded" "$play minutes"
 show_and_run "$python" "$here/ViZDoomPPO/train_ppo_and_collect_data_parallel.py" --out_base_dir "$out/episodes" --resume \
-    --screen_resolution RES_160X120 --n_train_envs 2 --n_eval_envs 1 --n_steps 256 --n_epochs 4 --episode_tics 1050 \
+    --screen_resolution RES_160X120 --n_train_envs 2 --n_eval_envs 1 --n_steps 256 --n_epochs 2 --episode_tics 1050 \
     --eval_episodes 2 --max_train_minutes "$play" --device "$device"
 
 stage 3 "a small autoencoder learns to compress its frames" "$autoencoder minutes"

@@ -10,6 +10,7 @@ missing or changed (rows or bytes of the episode, the encoder, the stride). Seve
 """
 
 import argparse
+import dataclasses
 import glob
 import os
 import tempfile
@@ -24,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import command_line
-from artifacts import TEMPORARY_MARK, read_json, replacing_folder, sha256_of_tensors
+from artifacts import TEMPORARY_MARK, replacing_folder, sha256_of_tensors
 from command_line import BadInput
 from episodes import BLACK_NAME, Episode, EpisodeInfo, common_facts, find_episodes, held_strides, inspect_episode
+from model_folders import find_autoencoder
 from presets import Preset, get_preset
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--save_dir_path", type=Path, required=True, help="folder for the latents")
     add("--model_folder_or_id", required=True, help="autoencoder folder or Hub id, see finetune_vae.py")
     add("--preset", help="small, smoke, or a .json file based on one; default: the one the autoencoder was made for")
+    add("--frame_stride", type=command_line.positive, help="tics between two frames; default: the preset's")
     add("--all_tics", action="store_true", help="encode every recorded tic, not only those of the preset's stride")
     add("--batch_size", type=command_line.positive, default=32, help="frames through the autoencoder at a time")
     add("--dataloader_num_workers", type=int, default=2, help="threads that decode pictures; 0: the main one")
@@ -65,7 +68,7 @@ class Job:
 
 
 def main(args: argparse.Namespace) -> None:
-    preset = choose_preset(args.model_folder_or_id, args.preset)
+    preset = choose_preset(args)
     if not 0 <= args.chunk_id < args.num_chunks:
         known = f"0..{args.num_chunks - 1} with --num_chunks {args.num_chunks}"
         raise BadInput(f"--chunk_id {args.chunk_id}: it is one of {known}")
@@ -104,27 +107,12 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-def choose_preset(model_folder_or_id: str, name: str | None) -> Preset:
-    """The preset named, or the one the local autoencoder folder names. Raises BadInput without importing torch."""
-    folder = Path(model_folder_or_id)
-    is_local = folder.is_dir()
-    for inside in (AUTOENCODER_NAME, "vae"):
-        folder = folder / inside if (folder / inside).is_dir() else folder
-    if is_local and not (folder / "config.json").is_file():
-        cure = "give a folder that finetune_vae.py or diffusers wrote"
-        raise BadInput(f"--model_folder_or_id {model_folder_or_id}: not a model folder (no config.json); {cure}")
-    if not is_local and not is_hub_id(model_folder_or_id):
-        raise BadInput(f"--model_folder_or_id {model_folder_or_id}: no such folder, and no Hub id like owner/name")
-    if name:
-        return get_preset(name)
-    if not (folder / "autoencoder_info.json").is_file():
-        raise BadInput(f"--model_folder_or_id {model_folder_or_id} does not tell its frame size; say --preset")
-    return get_preset(read_json(folder / "autoencoder_info.json")["preset"])
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name that is no folder may be a Hub repository's."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+def choose_preset(args: argparse.Namespace) -> Preset:
+    """The preset named, or the one the autoencoder was made for. Raises BadInput without importing torch."""
+    named = get_preset(args.preset) if args.preset else None
+    _, geometry = find_autoencoder(args.model_folder_or_id, named)
+    preset = named or get_preset(geometry.preset)
+    return dataclasses.replace(preset, frame_stride=args.frame_stride) if args.frame_stride else preset
 
 
 def check_writable(save_dir_path: Path) -> None:

@@ -52,7 +52,7 @@ class GameEngine:
                 f"--num_inference_steps {self.num_inference_steps}: the schedule has 1 to "
                 f"{self.scheduler.config.num_train_timesteps}"
             )
-        black = self.autoencoder.black_moments().float()
+        black = self.autoencoder.black_moments().half().float()  # rounded as in latent files
         self.black_latent = self.autoencoder.sample_latents(black)[0]  # (C, h, w)
         self.latents = torch.empty(0)  # (B, L, C, h, w) scaled, oldest first
         self.actions = torch.empty(

@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from episodes import common_facts, find_episodes, inspect_episode, split_episodes
+    from model_folders import find_autoencoder
     from presets import get_preset
 
     preset = get_preset(args.preset) if args.preset else None
@@ -57,6 +58,8 @@ def main(args: argparse.Namespace) -> None:
         )
     if args.train_from_scratch and preset is None:
         raise BadInput("--train_from_scratch needs --preset: small, smoke or a .json file")
+    if args.model_folder_or_id:
+        find_autoencoder(args.model_folder_or_id, preset)
     paths = find_episodes(args.dataset_basepath)
     common_facts([inspect_episode(path) for path in paths])
     train_paths, validation_paths = split_episodes(paths)

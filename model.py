@@ -10,18 +10,23 @@ Nothing here is ever unpickled: weights are safetensors, facts are JSON.
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import CRITICAL
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from artifacts import read_json, replacing_folder, sha256_of_tensors, write_json
 from command_line import BadInput
 from episodes import no_op_id, number_of_actions
+from model_folders import AUTOENCODER_INFO, Geometry, find_autoencoder, find_world_model
 from presets import Preset
 
 FORMAT_VERSION = 1
@@ -29,51 +34,7 @@ PAD_PIXEL = -1.0  # black
 AUTOENCODER_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
-def resolve_folder(folder_or_id: str | Path, *, inside: str) -> Path:
-    """A local folder, or the snapshot of a Hub repository (`owner/name`; JSON and safetensors files only).
-
-    A run folder stands for its subfolder `inside` where it has one. Raises BadInput when there is neither.
-    """
-    folder = Path(folder_or_id)
-    if not folder.is_dir():
-        if str(folder_or_id).count("/") != 1 or str(folder_or_id).startswith((".", "/", "~")):
-            raise BadInput(f"{folder_or_id}: no such folder; give a model folder or a Hub id like owner/name")
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(str(folder_or_id), allow_patterns=["*.json", "*.safetensors"]))
-        except Exception as error:  # the Hub client raises dozens of kinds; to the user all mean "cannot be had"
-            reason = type(error).__name__
-            raise BadInput(
-                f"{folder_or_id}: neither a local folder nor a Hub repository that can be fetched ({reason}); "
-                f"check the name and the connection, or log in with `hf auth login`"
-            ) from None
-    return folder / inside if (folder / inside).is_dir() else folder
-
-
-def has_model(folder: str | Path, inside: str) -> bool:
-    """Whether a local run or model folder already holds a finished model of the kind `inside`."""
-    folder = Path(folder)
-    return (folder / inside / "config.json").is_file() or (folder / "config.json").is_file()
-
-
 # ---------------------------------------------------------------------------------------------------- autoencoder
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Frame size a model is trained at, and the padded size its autoencoder sees; padding is below and to the right."""
-
-    preset: str
-    frame_width: int
-    frame_height: int
-    padded_width: int
-    padded_height: int
-
-    @classmethod
-    def of(cls, preset: Preset) -> "Geometry":
-        sizes = (preset.frame_width, preset.frame_height, preset.padded_width, preset.padded_height)
-        return cls(preset.name, *sizes)
 
 
 class Autoencoder(nn.Module):
@@ -188,12 +149,13 @@ class Autoencoder(nn.Module):
     def save(self, folder: Path) -> None:
         """Writes the diffusers folder plus `autoencoder_info.json` into an existing folder."""
         self.vae.save_pretrained(folder)
-        write_json(folder / "autoencoder_info.json", dataclasses.asdict(self.geometry))
+        write_json(folder / AUTOENCODER_INFO, dataclasses.asdict(self.geometry))
 
 
 def build_autoencoder(preset: Preset) -> Autoencoder:
-    """A fresh, randomly initialised `AutoencoderTiny` of a preset."""
-    return Autoencoder(AutoencoderTiny(**preset.autoencoder), Geometry.of(preset))
+    """A fresh, randomly initialised `AutoencoderTiny` of a preset. Raises BadInput when the preset describes none."""
+    with _named_preset(preset, "autoencoder"):
+        return Autoencoder(AutoencoderTiny(**preset.autoencoder), Geometry.of(preset))
 
 
 def load_autoencoder(
@@ -208,31 +170,21 @@ def load_autoencoder(
     `preset` gives the frame geometry where the folder has no `autoencoder_info.json`, and must agree where it has one.
     Raises BadInput when the folder is not an autoencoder, or is of another preset.
     """
-    folder = resolve_folder(resolve_folder(folder_or_id, inside="autoencoder"), inside="vae")
-    cure = "give a folder that finetune_vae.py or diffusers wrote"
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"{folder}: not an autoencoder folder (no config.json); {cure}")
-    class_name = read_json(folder / "config.json").get("_class_name")
-    if class_name not in AUTOENCODER_CLASSES:
-        raise BadInput(
-            f"{folder}: config.json says {class_name}, expected one of {', '.join(AUTOENCODER_CLASSES)}; {cure}"
-        )
-    if (folder / "autoencoder_info.json").is_file():
-        geometry = Geometry(**read_json(folder / "autoencoder_info.json"))
-        if preset is not None and dataclasses.replace(Geometry.of(preset), preset=geometry.preset) != geometry:
-            raise BadInput(
-                f"{folder}: made for preset {geometry.preset}, not {preset.name}; change --preset or the folder"
-            )
-    elif preset is not None:
-        geometry = Geometry.of(preset)
-    else:
-        raise BadInput(f"{folder}: has no autoencoder_info.json that tells its frame size; say --preset")
+    folder, geometry = find_autoencoder(folder_or_id, preset)
+    vae_class = AUTOENCODER_CLASSES[read_json(folder / "config.json")["_class_name"]]
     try:
-        vae = AUTOENCODER_CLASSES[class_name].from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+        with _quiet_diffusers():  # AutoencoderTiny warns of an entry that it wrote itself
+            vae = vae_class.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(f"{folder}: weights do not load ({_first_line(error)}); copy the folder again") from None
     vae.requires_grad_(False)
-    return Autoencoder(vae, geometry).to(device, dtype).eval()
+    autoencoder = Autoencoder(vae, geometry).to(device, dtype).eval()
+    if preset is not None:
+        shape = tuple(autoencoder.sample_latents(autoencoder.black_moments()).shape[1:])
+        expected = (preset.latent_channels, preset.latent_height, preset.latent_width)
+        if shape != expected:
+            raise BadInput(f"{folder}: its latents are {shape}, preset {preset.name} has {expected}; give another")
+    return autoencoder
 
 
 # ---------------------------------------------------------------------------------------------------- world model
@@ -308,14 +260,18 @@ class WorldModel(nn.Module):
 
 
 def build_world_model(preset: Preset, num_actions: int) -> WorldModel:
-    """A fresh world model of a preset; the class embedding starts at zero, as a new input must."""
-    unet = UNet2DConditionModel(
-        sample_size=(preset.latent_height, preset.latent_width),
-        in_channels=preset.latent_channels * (preset.context_length + 1),
-        out_channels=preset.latent_channels,
-        num_class_embeds=preset.num_noise_buckets,
-        **preset.unet,
-    )
+    """A fresh world model of a preset; the class embedding starts at zero, as a new input must.
+
+    Raises BadInput when the preset describes none.
+    """
+    with _named_preset(preset, "unet"):
+        unet = UNet2DConditionModel(
+            sample_size=(preset.latent_height, preset.latent_width),
+            in_channels=preset.latent_channels * (preset.context_length + 1),
+            out_channels=preset.latent_channels,
+            num_class_embeds=preset.num_noise_buckets,
+            **preset.unet,
+        )
     nn.init.zeros_(unet.class_embedding.weight)
     return WorldModel(unet, num_actions, preset.context_length)
 
@@ -386,13 +342,7 @@ def load_world_model(
     `vae_folder_or_id` puts another decoder in; BadInput unless its encoder is the one the model was trained on.
     Raises BadInput when the folder is not a world model or its parts do not fit together.
     """
-    folder = resolve_folder(folder_or_id, inside="world_model")
-    needed = ("config.json", "embedding_info.json", "unet/config.json", "action_embedding_model.safetensors")
-    missing = [name for name in needed if not (folder / name).is_file()]
-    if missing:
-        raise BadInput(
-            f"{folder}: not a world-model folder (no {missing[0]}); give one that train_text_to_image.py wrote"
-        )
+    folder = find_world_model(folder_or_id)
     try:
         config = WorldModelConfig.from_json(read_json(folder / "config.json"))
     except (KeyError, TypeError) as error:
@@ -406,7 +356,8 @@ def load_world_model(
             f"{folder} was trained on ({config.encoder_sha256[:12]}); give a decoder tuned from the same autoencoder"
         )
     try:
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False)
+        with _quiet_diffusers():
+            unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False)
         world_model = WorldModel(unet, config.num_actions, config.context_length)
         embedding = load_file(folder / "action_embedding_model.safetensors")
         world_model.action_embedding_model.load_state_dict(embedding)
@@ -419,6 +370,28 @@ def load_world_model(
         raise BadInput(f"{folder}: weights do not load ({_first_line(error)}); copy the folder again") from None
     world_model.requires_grad_(False)
     return LoadedWorldModel(world_model.to(device).eval(), autoencoder, scheduler, config, start_contexts)
+
+
+@contextmanager
+def _named_preset(preset: Preset, part: str) -> Iterator[None]:
+    """What diffusers says of arguments it cannot build with, as the preset's fault."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise BadInput(
+            f"preset {preset.name}: its {part} cannot be built ({_first_line(error)}); correct the .json file"
+        ) from None
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """What diffusers would log: our errors say it in one line."""
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(CRITICAL)
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
 
 
 def _first_line(error: BaseException) -> str:

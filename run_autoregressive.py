@@ -44,6 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from episodes import find_episodes, find_latents, inspect_episode, split_episodes
+    from model_folders import find_autoencoder, find_world_model
+
+    find_world_model(args.unet_model_folder)
+    if args.vae_ft_model_folder:
+        find_autoencoder(args.vae_ft_model_folder)
 
     if args.start_from_pixels:
         paths = find_episodes(args.dataset_basepath)
@@ -78,6 +83,7 @@ def main(args: argparse.Namespace) -> None:
         "frame_stride": engine.config.frame_stride,
         "kind": "frames" if args.start_from_pixels else "latents",
         "legacy_alignment": args.legacy_alignment,
+        "black_moments": engine.autoencoder.black_moments(),
     }
     dataset = WindowDataset(held_out_paths or train_paths, **settings)
     check_dataset(dataset, engine, args)

@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    from model_folders import find_autoencoder
     from presets import get_preset
 
     preset = get_preset(args.preset)
@@ -66,6 +67,7 @@ def main(args: argparse.Namespace) -> None:
     batch_size = args.train_batch_size or preset.train_batch_size
     learning_rate = args.learning_rate or preset.learning_rate
     train_paths, validation_paths = find_data(args)
+    find_autoencoder(args.vae_folder_or_id or args.dataset_basepath, preset)
     command_line.print_settings(
         args,
         train_batch_size=batch_size,
@@ -89,11 +91,11 @@ def main(args: argparse.Namespace) -> None:
         "kind": kind,
         "legacy_alignment": args.legacy_alignment,
     }
-    dataset = WindowDataset(train_paths, **windows)
-    held_out = WindowDataset(validation_paths, **windows)
     autoencoder = load_autoencoder(
         args.vae_folder_or_id or args.dataset_basepath, preset=preset, device=accelerator.device
     )
+    windows["black_moments"] = autoencoder.black_moments()
+    dataset, held_out = WindowDataset(train_paths, **windows), WindowDataset(validation_paths, **windows)
     if kind == "latents":
         check_encoder(dataset, autoencoder, args)
     torch.manual_seed(args.seed)

@@ -32,6 +32,7 @@ except ImportError:  # Windows has no flock: there, two runs at once in one fold
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"neural_game_engine"
+MIN_KEPT_STEPS = 2  # agent steps of an episode cut by the end of a recording
 IMAGE_FORMATS = ("jpeg", "png")
 ROWS_PER_GROUP = 64  # what a reader of one window has to load at least
 DEFAULT_FPS = 30.0  # of a gymnasium env that does not say
@@ -255,6 +256,9 @@ class EpisodeRecorder(gymnasium.Wrapper):
         return observation, reward, terminated, truncated, info
 
     def close(self) -> None:
+        """Keeps the unfinished episode, but for one under two agent steps: no model could find a next frame in it."""
+        if self._step < MIN_KEPT_STEPS:
+            self.discard()
         self._finish_episode()
         self.env.close()
 

@@ -370,7 +370,7 @@ def spoil(kind: str, tmp_path: Path, folder: Path) -> list[object]:
         ("short episode", "episode_7.parquet is too short"),
         ("unknown action", "episode_7.parquet: action id 4 is outside"),
         ("stride", "every 3 tics recorded"),
-        ("not a model", "not a model folder"),
+        ("not a model", "not an autoencoder folder"),
         ("no such model", "no such folder"),
         ("unknown preset", "--preset huge"),
         ("save_dir is a file", "is a file"),

@@ -237,3 +237,14 @@ def test_a_recorded_doom_episode_has_four_tics_for_every_step(tmp_path: Path) ->
     assert table["step_ids"].to_pylist() == [step for step in range(10) for _ in range(4)]
     assert pictures(path)[0].shape == (120, 160, 3)
     assert footer(path)["scenario"] == "basic"
+
+
+def test_an_episode_cut_before_its_second_step_leaves_nothing(tmp_path: Path) -> None:
+    for steps, kept in ((1, 0), (2, 1)):
+        env = EpisodeRecorder(gymnasium.make("Square-v0"), tmp_path / str(steps))
+        env.reset(seed=0)
+        for _ in range(steps):
+            env.step(0)
+        env.close()
+        assert len(list((tmp_path / str(steps)).rglob("episode_*.parquet"))) == kept
+        assert not list((tmp_path / str(steps)).rglob("*.partial*"))

@@ -1,0 +1,93 @@
+"""Model folders as they lie on disk: found, and told apart, without torch.
+
+Knows which files and facts a folder must have, not what is in the tensors. Scripts call it before anything heavy is
+imported, so that a wrong folder is named at once; model.py reads the weights of what is found here.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts import read_json
+from command_line import BadInput
+from presets import Preset
+
+AUTOENCODER_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+AUTOENCODER_INFO = "autoencoder_info.json"
+WORLD_MODEL_FILES = ("config.json", "embedding_info.json", "unet/config.json", "action_embedding_model.safetensors")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Frame size a model is trained at, and the padded size its autoencoder sees; padding is below and to the right."""
+
+    preset: str
+    frame_width: int
+    frame_height: int
+    padded_width: int
+    padded_height: int
+
+    @classmethod
+    def of(cls, preset: Preset) -> "Geometry":
+        sizes = (preset.frame_width, preset.frame_height, preset.padded_width, preset.padded_height)
+        return cls(preset.name, *sizes)
+
+
+def resolve_folder(folder_or_id: str | Path, *inside: str) -> Path:
+    """A local folder, or the snapshot of a Hub repository (`owner/name`; JSON and safetensors files only).
+
+    A run folder stands for its subfolder `inside` where it has one. Raises BadInput when there is neither.
+    """
+    folder = Path(folder_or_id)
+    if not folder.is_dir():
+        name = str(folder_or_id)
+        if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+            raise BadInput(f"{name}: no such folder, and no Hub id like owner/name; give a model folder")
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        except Exception as error:  # the Hub client raises dozens of kinds; to the user all mean "cannot be had"
+            raise BadInput(
+                f"{name}: neither a local folder nor a Hub repository that can be fetched ({type(error).__name__}); "
+                "check the name and the connection, or log in with `hf auth login`"
+            ) from None
+    for name in inside:
+        folder = folder / name if (folder / name).is_dir() else folder
+    return folder
+
+
+def find_autoencoder(folder_or_id: str | Path, preset: Preset | None = None) -> tuple[Path, Geometry]:
+    """(folder, geometry) of an autoencoder: the folder itself, its `autoencoder/` or `vae/`, or a Hub repository.
+
+    `preset` gives the geometry where the folder has no `autoencoder_info.json`, and must agree where it has one.
+    Raises BadInput when the folder is not an autoencoder, or is of another preset.
+    """
+    folder = resolve_folder(folder_or_id, "autoencoder", "vae")
+    cure = "give a folder that finetune_vae.py or diffusers wrote"
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder}: not an autoencoder folder (no config.json); {cure}")
+    class_name = read_json(folder / "config.json").get("_class_name")
+    if class_name not in AUTOENCODER_CLASSES:
+        expected = " or ".join(AUTOENCODER_CLASSES)
+        raise BadInput(f"{folder}: config.json says {class_name}, not {expected}; {cure}")
+    if not (folder / AUTOENCODER_INFO).is_file():
+        if preset is None:
+            raise BadInput(f"{folder}: has no {AUTOENCODER_INFO} that tells its frame size; say --preset")
+        return folder, Geometry.of(preset)
+    try:
+        geometry = Geometry(**read_json(folder / AUTOENCODER_INFO))
+    except TypeError:
+        raise BadInput(f"{folder / AUTOENCODER_INFO}: not what finetune_vae.py writes; copy the folder again") from None
+    if preset is not None and dataclasses.replace(Geometry.of(preset), preset=geometry.preset) != geometry:
+        raise BadInput(f"{folder}: made for preset {geometry.preset}, not {preset.name}; change --preset or the folder")
+    return folder, geometry
+
+
+def find_world_model(folder_or_id: str | Path) -> Path:
+    """A world-model folder: the folder itself, its `world_model/`, or a Hub repository. BadInput when it is none."""
+    folder = resolve_folder(folder_or_id, "world_model")
+    missing = [name for name in WORLD_MODEL_FILES if not (folder / name).is_file()]
+    if missing:
+        raise BadInput(f"{folder}: not a world-model folder (no {missing[0]}); give one of train_text_to_image.py")
+    return folder
