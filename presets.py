@@ -35,7 +35,7 @@ class Preset:
     learning_rate: float
     autoencoder: dict[str, Any]  # arguments of diffusers' AutoencoderTiny
     unet: dict[str, Any]  # arguments of diffusers' UNet2DConditionModel; channels in and out follow from the above
-    autoencoder_batch_size: int = 32
+    autoencoder_batch_size: int = 16
     autoencoder_learning_rate: float = 1e-3
     max_noise_level: float = 0.7  # GameNGen sec. 3.2.1
     num_noise_buckets: int = 10
@@ -94,7 +94,7 @@ PRESETS = {
             guidance_scale=1.0,
             train_batch_size=16,
             learning_rate=3e-4,
-            autoencoder=_tiny_autoencoder(width=64, latent_channels=8, blocks=2),
+            autoencoder=_tiny_autoencoder(width=32, latent_channels=8, blocks=2),
             unet=_unet([64, 128, 192], [False, True, True], embedding_width=128, norm_groups=32),
         ),
         Preset(

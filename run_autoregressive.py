@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from episodes import find_episodes, find_latents, inspect_episode, split_episodes
+    from episodes import common_facts, find_episodes, find_latents, inspect_episode, split_episodes
     from model_folders import find_autoencoder, find_world_model
 
     find_world_model(args.unet_model_folder)
@@ -52,8 +52,7 @@ def main(args: argparse.Namespace) -> None:
 
     if args.start_from_pixels:
         paths = find_episodes(args.dataset_basepath)
-        for path in paths:
-            inspect_episode(path)
+        common_facts([inspect_episode(path) for path in paths])
     else:
         paths = find_latents(args.dataset_basepath)
     train_paths, held_out_paths = split_episodes(paths)

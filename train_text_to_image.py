@@ -173,7 +173,7 @@ def main(args: argparse.Namespace) -> None:
 
 def find_data(args: argparse.Namespace) -> tuple[list[Path], list[Path]]:
     """(train, validation) files. Raises BadInput before anything heavy is imported."""
-    from episodes import find_episodes, find_latents, inspect_episode, split_episodes
+    from episodes import common_facts, find_episodes, find_latents, inspect_episode, split_episodes
 
     if args.from_pixels and not args.vae_folder_or_id:
         raise BadInput(
@@ -181,8 +181,7 @@ def find_data(args: argparse.Namespace) -> tuple[list[Path], list[Path]]:
         )
     paths = find_episodes(args.dataset_basepath) if args.from_pixels else find_latents(args.dataset_basepath)
     if args.from_pixels:
-        for path in paths:
-            inspect_episode(path)
+        common_facts([inspect_episode(path) for path in paths])
     train, validation = split_episodes(paths)
     if not validation:
         raise BadInput(f"{args.dataset_basepath}: {len(paths)} episode, none left to validate on; record at least two")

@@ -41,13 +41,15 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         raise BadInput(
             "--report_to wandb: the package wandb is not installed; pip install wandb, or use tensorboard or none"
         )
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
     )
+    accelerator.print(f"device: {accelerator.device}")
+    return accelerator
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -183,13 +185,14 @@ class TrainingRun:
         self.started = self.logged = time.monotonic()
         if self.args.report_to != "none":
             self.accelerator.init_trackers("events")
-        self.bar = tqdm(
-            total=self.args.max_train_steps,
-            initial=self.step,
-            unit="step",
-            file=sys.stderr,
-            disable=not self.accelerator.is_main_process,
-        )
+        minutes = self.args.max_train_minutes
+        if minutes is None:
+            bar = {"total": self.args.max_train_steps, "initial": self.step, "unit": "step"}
+        else:  # the bar, and so its time left, counts the seconds of the run
+            bar = {"total": 60 * minutes, "initial": self.seconds_before}
+            bar["bar_format"] = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+        often_s = 1 if sys.stderr.isatty() else 30  # a log file is not flooded
+        self.bar = tqdm(**bar, mininterval=often_s, disable=not self.accelerator.is_main_process)
 
     def is_over(self) -> bool:
         """Whether `--max_train_steps` or `--max_train_minutes` is reached; every process gets the same answer."""
@@ -225,8 +228,11 @@ class TrainingRun:
         self.schedule.step()
         self.ema.step(self.parameters)
         self.step += 1
-        if self.bar is not None:
+        if self.bar is not None and self.args.max_train_minutes is None:
             self.bar.update()
+        elif self.bar is not None:
+            self.bar.set_postfix_str(f"step {self.step}", refresh=False)
+            self.bar.update(min(self.trained_seconds, self.bar.total) - self.bar.n)
         now = time.monotonic()
         if now - self.logged >= LOG_EVERY_SECONDS or self.step == self.args.max_train_steps:
             steps, seconds = self.step - self.steps_logged, now - self.logged

@@ -217,7 +217,12 @@ class Training:
         self.model.set_logger(configure(str(args.run_dir / "tensorboard"), ["tensorboard"]))
         self.stopper = Stopper()
         often_s = 1 if sys.stderr.isatty() else 30
-        self.bar = tqdm(total=args.total_timesteps, initial=progress.agent_steps, unit="step", mininterval=often_s)
+        if args.max_train_minutes is None:
+            bar = {"total": args.total_timesteps, "initial": progress.agent_steps, "unit": "step"}
+        else:  # the bar, and so its time left, counts the seconds of the run
+            bar = {"total": args.max_train_minutes * 60, "initial": progress.train_seconds}
+            bar["bar_format"] = "{l_bar}{bar}| {elapsed}<{remaining}"
+        self.bar = tqdm(**bar, mininterval=often_s)
         self.began_s = time.monotonic() - progress.train_seconds
 
     @property
@@ -242,7 +247,9 @@ class Training:
 
     def _after_step(self, played: dict[str, Any], _globals: dict[str, Any]) -> bool:
         self.progress.agent_steps = self.model.num_timesteps
-        self.bar.update(self.envs.num_envs)
+        is_timed = self.args.max_train_minutes is not None
+        elapsed_s = time.monotonic() - self.began_s
+        self.bar.update(min(elapsed_s, self.bar.total) - self.bar.n if is_timed else self.envs.num_envs)
         for info in played["infos"]:
             if "episode" in info and self.progress.add_return(info["level"], info["episode"]["r"]):
                 self.envs.env_method("set_level", self.progress.level)
