@@ -27,7 +27,16 @@ import numpy as np
 import command_line
 from artifacts import TEMPORARY_MARK, replacing_folder, sha256_of_tensors
 from command_line import BadInput
-from episodes import BLACK_NAME, Episode, EpisodeInfo, common_facts, find_episodes, held_strides, inspect_episode
+from episodes import (
+    BLACK_NAME,
+    Episode,
+    EpisodeInfo,
+    common_facts,
+    find_episodes,
+    held_strides,
+    inspect_episode,
+    rows_per_stride,
+)
 from model_folders import find_autoencoder
 from presets import Preset, get_preset
 
@@ -76,7 +85,8 @@ def main(args: argparse.Namespace) -> None:
         raise BadInput(f"--dataloader_num_workers {args.dataloader_num_workers}: give 0 or more")
     check_writable(args.save_dir_path)
     infos = inspect_all(args.dataset_basepath)
-    step = row_step(infos, preset, args.all_tics)
+    rows = rows_per_stride(infos, preset.frame_stride)
+    step = 1 if args.all_tics else rows
     mine = infos[args.chunk_id :: args.num_chunks]
 
     device = command_line.resolve_device(args.device)
@@ -131,20 +141,6 @@ def inspect_all(dataset_basepath: Path) -> list[EpisodeInfo]:
     infos = [inspect_episode(path) for path in find_episodes(dataset_basepath)]
     common_facts(infos)
     return infos
-
-
-def row_step(infos: list[EpisodeInfo], preset: Preset, all_tics: bool) -> int:
-    """Recorded rows from one stored row to the next. Raises BadInput when the preset's stride does not fit."""
-    tics_per_row = infos[0].tics_per_row
-    if preset.frame_stride % tics_per_row:
-        what = f"every {tics_per_row} tics recorded, preset {preset.name} sees every {preset.frame_stride}"
-        raise BadInput(f"{infos[0].path}: {what}; record with a --record_stride that divides it")
-    step = preset.frame_stride // tics_per_row
-    for info in infos:
-        if info.rows <= step:
-            what = f"{info.rows} rows, a stride of preset {preset.name} takes {step + 1}"
-            raise BadInput(f"{info.path} is too short: {what}; delete it, or record longer episodes")
-    return 1 if all_tics else step
 
 
 def numbered_device(device: str, gpu_id: int) -> str:

@@ -118,6 +118,22 @@ def common_facts(infos: Sequence[EpisodeInfo]) -> EpisodeInfo:
     return first
 
 
+def rows_per_stride(infos: Sequence[EpisodeInfo], frame_stride: int) -> int:
+    """Recorded rows from one frame that a model sees to the next, `frame_stride` in tics.
+
+    Raises BadInput naming a file when its rows lie further apart than that, or when it is too short for one stride."""
+    tics_per_row = infos[0].tics_per_row
+    if frame_stride % tics_per_row:
+        what = f"every {tics_per_row} tics recorded, the model sees every {frame_stride}"
+        raise BadInput(f"{infos[0].path}: {what}; record with a --record_stride that divides it")
+    rows = frame_stride // tics_per_row
+    for info in infos:
+        if info.rows <= rows:
+            what = f"{info.rows} rows, a stride of {frame_stride} tics takes {rows + 1}"
+            raise BadInput(f"{info.path} is too short: {what}; delete it, or record longer episodes")
+    return rows
+
+
 def no_op_id(action_table: Sequence[dict[str, Any]] | None) -> int:
     """The id of the action that presses nothing; 0 where the table does not tell."""
     return next((int(row["id"]) for row in action_table or () if not row.get("buttons", True)), 0)

@@ -43,16 +43,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from episodes import common_facts, find_episodes, find_latents, inspect_episode, split_episodes
+    from artifacts import read_json
+    from episodes import (
+        common_facts,
+        find_episodes,
+        find_latents,
+        inspect_episode,
+        rows_per_stride,
+        split_episodes,
+    )
     from model_folders import find_autoencoder, find_world_model
 
-    find_world_model(args.unet_model_folder)
+    config = read_json(find_world_model(args.unet_model_folder) / "config.json")
     if args.vae_ft_model_folder:
         find_autoencoder(args.vae_ft_model_folder)
 
     if args.start_from_pixels:
         paths = find_episodes(args.dataset_basepath)
-        common_facts([inspect_episode(path) for path in paths])
+        infos = [inspect_episode(path) for path in paths]
+        common_facts(infos)
+        rows_per_stride(infos, config.get("frame_stride", 1))
     else:
         paths = find_latents(args.dataset_basepath)
     train_paths, held_out_paths = split_episodes(paths)

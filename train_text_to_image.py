@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
         preset = dataclasses.replace(preset, frame_stride=args.frame_stride)
     batch_size = args.train_batch_size or preset.train_batch_size
     learning_rate = args.learning_rate or preset.learning_rate
-    train_paths, validation_paths = find_data(args)
+    train_paths, validation_paths = find_data(args, preset.frame_stride)
     find_autoencoder(args.vae_folder_or_id or args.dataset_basepath, preset)
     command_line.print_settings(
         args,
@@ -171,9 +171,16 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-def find_data(args: argparse.Namespace) -> tuple[list[Path], list[Path]]:
+def find_data(args: argparse.Namespace, frame_stride: int) -> tuple[list[Path], list[Path]]:
     """(train, validation) files. Raises BadInput before anything heavy is imported."""
-    from episodes import common_facts, find_episodes, find_latents, inspect_episode, split_episodes
+    from episodes import (
+        common_facts,
+        find_episodes,
+        find_latents,
+        inspect_episode,
+        rows_per_stride,
+        split_episodes,
+    )
 
     if args.from_pixels and not args.vae_folder_or_id:
         raise BadInput(
@@ -181,7 +188,9 @@ def find_data(args: argparse.Namespace) -> tuple[list[Path], list[Path]]:
         )
     paths = find_episodes(args.dataset_basepath) if args.from_pixels else find_latents(args.dataset_basepath)
     if args.from_pixels:
-        common_facts([inspect_episode(path) for path in paths])
+        infos = [inspect_episode(path) for path in paths]
+        common_facts(infos)
+        rows_per_stride(infos, frame_stride)
     train, validation = split_episodes(paths)
     if not validation:
         raise BadInput(f"{args.dataset_basepath}: {len(paths)} episode, none left to validate on; record at least two")
