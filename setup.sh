@@ -10,8 +10,8 @@ if [ "${1:-}" = "--tests" ]; then
     requirements+=(-r tests/requirements.txt)
     wanted=tests
 fi
-stamp=".venv/installed-$wanted-$(cat ./*_requirements.txt tests/requirements.txt | cksum | cut -d' ' -f1)"
-if [ -f "$stamp" ]; then
+fingerprint=$(cat ./*_requirements.txt tests/requirements.txt | cksum | cut -d' ' -f1)
+if [ -f ".venv/installed-$wanted-$fingerprint" ] || [ -f ".venv/installed-tests-$fingerprint" ]; then
     exit 0
 fi
 
@@ -26,7 +26,7 @@ if [ -z "$python" ]; then
     echo "setup.sh: no Python 3.11 found (python3 is $(python3 --version 2>&1)); install it, for example: apt-get install python3.11 python3.11-venv" >&2
     exit 2
 fi
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv .venv
 
 options=(--quiet --disable-pip-version-check)
 size="about 3 GB (PyTorch with CUDA)"
@@ -44,4 +44,4 @@ elif ! command -v nvidia-smi >/dev/null 2>&1; then
 fi
 echo "installing into .venv: $size to download, once"
 .venv/bin/python -m pip install "${options[@]}" "${requirements[@]}"
-touch "$stamp"
+touch ".venv/installed-$wanted-$fingerprint"

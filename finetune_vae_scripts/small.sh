@@ -1,6 +1,7 @@
 #!/bin/sh
-# Tunes the decoder of a `small` autoencoder on a game's frames; the encoder stays, so its latents and models stay valid.
-#   sh finetune_vae_scripts/small.sh EPISODES [OUT [trainer flags]]
+# Tunes the decoder of the `small` autoencoder that train_diffusion_scripts/small.sh made, on a game's frames; the encoder
+# stays, so its latents and world models stay valid. Run again, it goes on where it stopped.
+#   sh finetune_vae_scripts/small.sh EPISODES [OUT [flags of finetune_vae.py]]
 #   sh finetune_vae_scripts/small.sh episodes runs/small --max_train_minutes 30
 set -eu
 if [ $# -lt 1 ]; then
@@ -12,10 +13,15 @@ episodes=$1
 out=${2:-runs/small}
 shift
 [ $# -eq 0 ] || shift
-python=${PYTHON:-python}
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python
+    [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
+fi
+if [ ! -f "$out/latents/latent_black.pt" ]; then
+    echo "$0: $out/autoencoder is not finished yet; run train_diffusion_scripts/small.sh $episodes $out first" >&2
+    exit 2
+fi
 
-[ -d "$out/autoencoder/autoencoder" ] || "$python" "$root/finetune_vae.py" --dataset_basepath "$episodes" \
-    --output_dir "$out/autoencoder" --train_from_scratch --preset small --max_train_steps 40000 "$@"
-"$python" "$root/finetune_vae.py" --dataset_basepath "$episodes" --output_dir "$out/decoder" \
+"$PYTHON" "$root/finetune_vae.py" --dataset_basepath "$episodes" --output_dir "$out/decoder" \
     --model_folder_or_id "$out/autoencoder" --max_train_steps 20000 "$@"
-echo "a tuned decoder: $out/decoder/autoencoder; give it as --vae_ft_model_folder"
+echo "a tuned decoder: $out/decoder/autoencoder; play with it as --vae_ft_model_folder"
