@@ -36,7 +36,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """Like `replacing`, for a folder: the old folder, if any, goes only after the new one is complete."""
+    """Like `replacing`, for a folder. An old one goes only after the new one is complete; a kill between the two
+    renames leaves neither under the name, and both beside it."""
     path = Path(path)
     temporary = _temporary(path)
     temporary.mkdir()
@@ -51,6 +52,15 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files and folders that killed writers left directly in `folder`."""
+    for leftover in folder.glob(f".*{TEMPORARY_MARK}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def write_json(path: str | Path, value: object) -> None:

@@ -17,7 +17,10 @@ class BadInput(Exception):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the docstring's line breaks and appends `(default: ...)` to every flag."""
+    """Keeps the docstring's line breaks and appends `(default: ...)` to every flag that has one and does not say it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -43,18 +46,22 @@ def add_training_flags(arguments: argparse.ArgumentParser) -> None:
         help="autocast precision; weights stay float32",
     )
     add("--max_train_steps", type=positive, default=700_000, help="optimizer steps to end at; GameNGen's number")
-    add("--max_train_minutes", type=float, help="minutes of training to end at, all sessions of this run together")
+    add(
+        "--max_train_minutes",
+        type=positive_float,
+        help="minutes to end at, all sessions of this run added up; default: no limit",
+    )
     add(
         "--lr_scheduler",
         choices=("constant_with_warmup", "constant", "linear", "cosine"),
         default="constant_with_warmup",
         help="shape of the learning rate; linear and cosine end at --max_train_steps",
     )
-    add("--lr_warmup_steps", type=int, default=100, help="steps from rate zero to --learning_rate")
-    add("--weight_decay", type=float, default=0.0, help="AdamW weight decay")
+    add("--lr_warmup_steps", type=not_negative, default=100, help="steps from rate zero to --learning_rate")
+    add("--weight_decay", type=fraction, default=0.0, help="AdamW weight decay")
     add(
         "--ema_decay",
-        type=float,
+        type=fraction,
         default=0.9999,
         help="largest decay of the weights' moving average, which is what gets saved",
     )
@@ -73,15 +80,44 @@ def add_training_flags(arguments: argparse.ArgumentParser) -> None:
         default="tensorboard",
         help="tracker besides metrics.jsonl",
     )
-    add("--dataloader_num_workers", type=int, default=2, help="processes that read windows; 0 reads in the trainer")
-    add("--seed", type=int, default=0, help="seed of weights, order and every draw")
+    add(
+        "--dataloader_num_workers",
+        type=not_negative,
+        default=2,
+        help="processes that read windows; 0 reads in the trainer",
+    )
+    add("--seed", type=not_negative, default=0, help="seed of weights, order and every draw")
 
 
 def positive(text: str) -> int:
     """An argparse type: a whole number above zero."""
     number = int(text)
     if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above zero")
+    return number
+
+
+def not_negative(text: str) -> int:
+    """An argparse type: a whole number, zero or above."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below zero")
+    return number
+
+
+def positive_float(text: str) -> float:
+    """An argparse type: a number above zero."""
+    number = float(text)
+    if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number above zero")
+    return number
+
+
+def fraction(text: str) -> float:
+    """An argparse type: a number from 0 up to, not including, 1."""
+    number = float(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return number
 
 

@@ -57,11 +57,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frame_stride", type=command_line.positive, help="tics between two frames; default: the preset's")
     add("--all_tics", action="store_true", help="encode every recorded tic, not only those of the preset's stride")
     add("--batch_size", type=command_line.positive, default=32, help="frames through the autoencoder at a time")
-    add("--dataloader_num_workers", type=int, default=2, help="threads that decode pictures; 0: the main one")
+    add(
+        "--dataloader_num_workers",
+        type=command_line.not_negative,
+        default=2,
+        help="threads that decode pictures; 0: the main one",
+    )
     add("--dtype", choices=[*DTYPES, *DTYPES.values()], default="fp32", help="precision of the autoencoder")
     add("--num_chunks", type=command_line.positive, default=1, help="processes that share the episodes")
-    add("--chunk_id", type=int, default=0, help="which share this process takes, from 0")
-    add("--gpu_id", type=int, help="CUDA device number to use; default: the first")
+    add("--chunk_id", type=command_line.not_negative, default=0, help="which share this process takes, from 0")
+    add("--gpu_id", type=command_line.not_negative, help="CUDA device number to use; default: the first")
     command_line.add_device_flag(arguments)
     return arguments
 
@@ -81,8 +86,6 @@ def main(args: argparse.Namespace) -> None:
     if not 0 <= args.chunk_id < args.num_chunks:
         known = f"0..{args.num_chunks - 1} with --num_chunks {args.num_chunks}"
         raise BadInput(f"--chunk_id {args.chunk_id}: it is one of {known}")
-    if args.dataloader_num_workers < 0:
-        raise BadInput(f"--dataloader_num_workers {args.dataloader_num_workers}: give 0 or more")
     check_writable(args.save_dir_path)
     infos = inspect_all(args.dataset_basepath)
     rows = rows_per_stride(infos, preset.frame_stride)

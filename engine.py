@@ -39,6 +39,7 @@ class GameEngine:
         self.world_model = loaded.world_model
         self.autoencoder = loaded.autoencoder
         self.scheduler = loaded.scheduler
+        self.start_contexts = loaded.start_contexts
         self.num_inference_steps = (
             loaded.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         )
@@ -113,6 +114,16 @@ class GameEngine:
         self.actions = past[:, past.shape[1] - (length - 1) :]
         self.seeds = torch.as_tensor(list(seeds), dtype=torch.int64)
         self.frame_number = 0
+
+    def reset_to_start(self, number: int = 0, seed: int = 0) -> None:
+        """Starts one game from the checkpoint's own start context `number`, so that no data set is needed.
+
+        Raises BadInput when the checkpoint has none of that number."""
+        count = 0 if self.start_contexts is None else len(self.start_contexts.latents)
+        if not 0 <= number < count:
+            raise BadInput(f"start context {number}: the checkpoint has {count}; reset from recorded frames instead")
+        starts = self.start_contexts
+        self.reset(starts.latents[number : number + 1], starts.actions[number : number + 1], [seed])
 
     def _noise(self, stream: int, shape: torch.Size) -> Tensor:
         """Gaussian (B, *shape) that depends on (seed, frame number, stream) of each game alone."""

@@ -70,11 +70,16 @@ def _find(base: Path, prefix: str, suffix: str, hint: str) -> list[Path]:
     if not base.is_dir():
         raise BadInput(f"{base} is not a folder; {hint}")
     found = sorted(path for path in base.rglob(f"*{suffix}") if path.is_file())
-    found = [path for path in found if not path.name.startswith(".") and path.name != BLACK_NAME]
+    found = [path for path in found if not _is_hidden(path.relative_to(base)) and path.name != BLACK_NAME]
     named = [path for path in found if path.name.startswith(prefix)] or found
     if not named:
         raise BadInput(f"no {prefix}*{suffix} under {base}; {hint}")
     return named
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file, or a folder on the way to it, begins with a dot: somebody's unfinished work."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def split_episodes(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

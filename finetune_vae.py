@@ -17,7 +17,6 @@ import time
 import command_line
 from command_line import BadInput
 
-MEAN_FRAMES = 64  # training frames averaged for the row `constant`
 SCALE_FRAMES = 512  # training frames whose latents' standard deviation becomes the scaling factor
 
 
@@ -34,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=command_line.positive,
         help="frames per device and micro-batch; default: the preset's, else 32",
     )
-    add("--learning_rate", type=float, help="peak rate of AdamW; default: the preset's, else 1e-4")
+    add(
+        "--learning_rate", type=command_line.positive_float, help="peak rate of AdamW; default: the preset's, else 1e-4"
+    )
     add(
         "--num_validation_frames",
         type=command_line.positive,
@@ -98,7 +99,9 @@ def main(args: argparse.Namespace) -> None:
         "geometry": dataclasses.asdict(autoencoder.geometry),
         "seed": args.seed,
         "global_batch_size": global_batch,
+        "frames": len(dataset),
         "trained_from_scratch": args.train_from_scratch,
+        "autoencoder": dict(autoencoder.vae.config) if args.train_from_scratch else None,
         "encoder_sha256": None if args.train_from_scratch else autoencoder.encoder_sha256,
     }
     run = TrainingRun(args, accelerator, autoencoder, identity, learning_rate=learning_rate, unit="frames")
@@ -114,11 +117,12 @@ def main(args: argparse.Namespace) -> None:
     batches = run.batches(dataset, batch_size)
     while True:
         is_over = run.is_over()
-        if is_over or run.is_due(args.validation_steps):
-            validation(is_last=is_over)
-        if is_over or run.is_due(args.checkpointing_steps):
-            run.save()
-            validation.save_model()
+        with run.housekeeping():
+            if is_over or run.is_due(args.checkpointing_steps):
+                validation.save_model()  # before the checkpoint: where that is, the model is too
+                run.save()
+            if is_over or run.is_due(args.validation_steps):
+                validation(is_last=is_over)
         if is_over:
             break
         for micro in range(args.gradient_accumulation_steps):
@@ -128,7 +132,7 @@ def main(args: argparse.Namespace) -> None:
             pixels = autoencoder.frames_to_pixels(frames)  # (B, 3, H', W')
             noise = None
             if autoencoder.posterior == "gaussian":
-                first = (micro * accelerator.num_processes + accelerator.process_index) * batch_size
+                first = run.first_index(micro, batch_size)
                 generators = [
                     seeded_generator(accelerator.device, args.seed, run.step, first + j) for j in range(batch_size)
                 ]
@@ -160,6 +164,7 @@ class Validation:
     def __init__(self, run, autoencoder, dataset, held_out, args: argparse.Namespace) -> None:
         from data_loader import evenly
         from metrics import mean_frame
+        from validation import MEAN_FRAMES
 
         self.run, self.autoencoder = run, autoencoder
         self.folder = run.output_dir / "autoencoder"

@@ -26,10 +26,9 @@ from torch import Tensor, nn
 from artifacts import read_json, replacing_folder, sha256_of_tensors, write_json
 from command_line import BadInput
 from episodes import no_op_id, number_of_actions
-from model_folders import AUTOENCODER_INFO, Geometry, find_autoencoder, find_world_model
+from model_folders import AUTOENCODER_INFO, FORMAT_VERSION, Geometry, find_autoencoder, find_world_model
 from presets import Preset
 
-FORMAT_VERSION = 1
 PAD_PIXEL = -1.0  # black
 AUTOENCODER_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
@@ -162,6 +161,7 @@ def load_autoencoder(
     folder_or_id: str | Path,
     *,
     preset: Preset | None = None,
+    geometry: Geometry | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Autoencoder:
@@ -170,11 +170,10 @@ def load_autoencoder(
     `preset` gives the frame geometry where the folder has no `autoencoder_info.json`, and must agree where it has one.
     Raises BadInput when the folder is not an autoencoder, or is of another preset.
     """
-    folder, geometry = find_autoencoder(folder_or_id, preset)
+    folder, geometry = find_autoencoder(folder_or_id, preset, geometry=geometry)
     vae_class = AUTOENCODER_CLASSES[read_json(folder / "config.json")["_class_name"]]
     try:
-        with _quiet_diffusers():  # AutoencoderTiny warns of an entry that it wrote itself
-            vae = vae_class.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+        vae = _from_pretrained(vae_class, folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(f"{folder}: weights do not load ({_first_line(error)}); copy the folder again") from None
     vae.requires_grad_(False)
@@ -349,15 +348,14 @@ def load_world_model(
         raise BadInput(
             f"{folder}/config.json: not a world model's config ({_first_line(error)}); give another folder"
         ) from None
-    autoencoder = load_autoencoder(vae_folder_or_id or folder / "vae", device=device)
+    autoencoder = load_autoencoder(vae_folder_or_id or folder / "vae", geometry=config.geometry, device=device)
     if autoencoder.encoder_sha256 != config.encoder_sha256:
         raise BadInput(
             f"{vae_folder_or_id or folder / 'vae'}: its encoder ({autoencoder.encoder_sha256[:12]}) is not the one "
             f"{folder} was trained on ({config.encoder_sha256[:12]}); give a decoder tuned from the same autoencoder"
         )
     try:
-        with _quiet_diffusers():
-            unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False)
+        unet = _from_pretrained(UNet2DConditionModel, folder / "unet")
         world_model = WorldModel(unet, config.num_actions, config.context_length)
         embedding = load_file(folder / "action_embedding_model.safetensors")
         world_model.action_embedding_model.load_state_dict(embedding)
@@ -370,6 +368,17 @@ def load_world_model(
         raise BadInput(f"{folder}: weights do not load ({_first_line(error)}); copy the folder again") from None
     world_model.requires_grad_(False)
     return LoadedWorldModel(world_model.to(device).eval(), autoencoder, scheduler, config, start_contexts)
+
+
+def _from_pretrained(model_class: type, folder: Path) -> nn.Module:
+    """A diffusers model with every weight from its file; ValueError where diffusers would only log a missing one."""
+    with _quiet_diffusers():
+        model, info = model_class.from_pretrained(
+            folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    if info["missing_keys"]:
+        raise ValueError(f"{len(info['missing_keys'])} weights are missing, e.g. {sorted(info['missing_keys'])[0]}")
+    return model
 
 
 @contextmanager

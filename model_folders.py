@@ -12,6 +12,7 @@ from artifacts import read_json
 from command_line import BadInput
 from presets import Preset
 
+FORMAT_VERSION = 1
 AUTOENCODER_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 AUTOENCODER_INFO = "autoencoder_info.json"
 WORLD_MODEL_FILES = ("config.json", "embedding_info.json", "unet/config.json", "action_embedding_model.safetensors")
@@ -57,10 +58,13 @@ def resolve_folder(folder_or_id: str | Path, *inside: str) -> Path:
     return folder
 
 
-def find_autoencoder(folder_or_id: str | Path, preset: Preset | None = None) -> tuple[Path, Geometry]:
+def find_autoencoder(
+    folder_or_id: str | Path, preset: Preset | None = None, *, geometry: Geometry | None = None
+) -> tuple[Path, Geometry]:
     """(folder, geometry) of an autoencoder: the folder itself, its `autoencoder/` or `vae/`, or a Hub repository.
 
-    `preset` gives the geometry where the folder has no `autoencoder_info.json`, and must agree where it has one.
+    `preset`, or a world model's `geometry`, fills in where the folder has no `autoencoder_info.json`; a preset must
+    agree where it has one.
     Raises BadInput when the folder is not an autoencoder, or is of another preset.
     """
     folder = resolve_folder(folder_or_id, "autoencoder", "vae")
@@ -72,9 +76,10 @@ def find_autoencoder(folder_or_id: str | Path, preset: Preset | None = None) -> 
         expected = " or ".join(AUTOENCODER_CLASSES)
         raise BadInput(f"{folder}: config.json says {class_name}, not {expected}; {cure}")
     if not (folder / AUTOENCODER_INFO).is_file():
-        if preset is None:
+        geometry = Geometry.of(preset) if preset is not None else geometry
+        if geometry is None:
             raise BadInput(f"{folder}: has no {AUTOENCODER_INFO} that tells its frame size; say --preset")
-        return folder, Geometry.of(preset)
+        return folder, geometry
     try:
         geometry = Geometry(**read_json(folder / AUTOENCODER_INFO))
     except TypeError:
@@ -90,4 +95,9 @@ def find_world_model(folder_or_id: str | Path) -> Path:
     missing = [name for name in WORLD_MODEL_FILES if not (folder / name).is_file()]
     if missing:
         raise BadInput(f"{folder}: not a world-model folder (no {missing[0]}); give one of train_text_to_image.py")
+    config = read_json(folder / "config.json")
+    if not isinstance(config.get("geometry"), dict) or "action_table" not in config:
+        raise BadInput(f"{folder}/config.json: not a world model's config; give a folder of train_text_to_image.py")
+    if config.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
+        raise BadInput(f"{folder}: of a newer format than this program reads ({FORMAT_VERSION}); update the program")
     return folder

@@ -41,6 +41,12 @@ class Preset:
     num_noise_buckets: int = 10
     context_dropout: float = 0.1
 
+    def what_is_learned(self) -> dict[str, Any]:
+        """The fields that a run cannot change half-way: all but rates, batch sizes and how the model is played."""
+        free = ("train_batch_size", "learning_rate", "num_inference_steps", "guidance_scale")
+        fields = dataclasses.asdict(self)
+        return {name: fields[name] for name in fields if name not in free and not name.startswith("autoencoder_")}
+
     def __post_init__(self) -> None:
         if self.padded_width % self.latent_width or self.padded_height % self.latent_height:
             raise BadInput(

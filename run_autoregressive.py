@@ -36,8 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="noise bucket announced and added to the context: 0 (clean) to 9 (most)",
     )
     add("--legacy_alignment", choices=("before", "after"), default="before", help="for .pt files without metadata")
-    add("--seed", type=int, default=0, help="picks the places and the sampling noise")
+    add("--seed", type=command_line.not_negative, default=0, help="picks the places and the sampling noise")
     add("--out", default="rollouts", help="folder for rollout_<k>.gif and rollouts.json")
+    add("--overwrite", action="store_true", help="replace the rollouts that --out already holds")
     command_line.add_device_flag(arguments)
     return arguments
 
@@ -52,11 +53,11 @@ def main(args: argparse.Namespace) -> None:
         rows_per_stride,
         split_episodes,
     )
-    from model_folders import find_autoencoder, find_world_model
+    from model_folders import Geometry, find_autoencoder, find_world_model
 
     config = read_json(find_world_model(args.unet_model_folder) / "config.json")
     if args.vae_ft_model_folder:
-        find_autoencoder(args.vae_ft_model_folder)
+        find_autoencoder(args.vae_ft_model_folder, geometry=Geometry(**config["geometry"]))
 
     if args.start_from_pixels:
         paths = find_episodes(args.dataset_basepath)
@@ -67,6 +68,8 @@ def main(args: argparse.Namespace) -> None:
         paths = find_latents(args.dataset_basepath)
     train_paths, held_out_paths = split_episodes(paths)
     out = Path(args.out)
+    if (out / "rollouts.json").exists() and not args.overwrite:
+        raise BadInput(f"--out {out} already holds rollouts; say --overwrite, or name another folder")
     command_line.print_settings(args, episodes=len(paths), held_out_episodes=len(held_out_paths))
 
     from tqdm import tqdm
@@ -76,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
     from engine import GameEngine
     from metrics import format_rows, measure_rows
     from pictures import side_by_side, write_gif
-    from validation import picture_rows, read_stretches, roll_out, training_mean
+    from validation import has_real_frames, picture_rows, read_stretches, roll_out, training_mean
 
     engine = GameEngine.from_pretrained(
         args.unet_model_folder,
@@ -96,15 +99,16 @@ def main(args: argparse.Namespace) -> None:
     }
     dataset = WindowDataset(held_out_paths or train_paths, **settings)
     check_dataset(dataset, engine, args)
+    starts = choose_starts(dataset, args)
     constant = training_mean(WindowDataset(train_paths, **settings), engine.autoencoder)
-    if constant is None:
+    if constant is None or not has_real_frames(dataset, starts):
         raise BadInput(
             f"{args.dataset_basepath}: the episodes these latents were encoded from are gone, so there is no real game "
             "to show beside the dream; put them back, or use --start_from_pixels with other episodes"
         )
     names = {row["id"]: row["name"] for row in engine.config.action_table}
     reals, films, reports = [], [], []
-    for number, index in enumerate(tqdm(choose_starts(dataset, args), desc="rollouts", unit="rollout")):
+    for number, index in enumerate(tqdm(starts, desc="rollouts", unit="rollout")):
         stretches = read_stretches(dataset, engine.autoencoder, [index], args.episode_length)
         dream = roll_out(engine, stretches, [args.seed + number])
         real, pictures = picture_rows(engine, stretches, dream, constant)
@@ -153,6 +157,11 @@ def check_dataset(dataset, engine, args: argparse.Namespace) -> None:
         raise BadInput(
             f"{args.dataset_basepath}: latents of encoder {theirs[:12]}, but {args.unet_model_folder} was trained on "
             f"{ours[:12]}; encode again with its own autoencoder, or use --start_from_pixels"
+        )
+    if dataset.action_table and list(dataset.action_table) != list(engine.config.action_table):
+        raise BadInput(
+            f"{args.dataset_basepath}: its action table is not the one {args.unet_model_folder} was trained with, so "
+            "ids mean other keys; use data of the game it was trained on"
         )
     if dataset.num_actions > engine.config.num_actions:
         raise BadInput(

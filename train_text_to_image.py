@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=command_line.positive,
         help="windows per device and micro-batch; default: the preset's",
     )
-    add("--learning_rate", type=float, help="peak rate of AdamW; default: the preset's")
+    add("--learning_rate", type=command_line.positive_float, help="peak rate of AdamW; default: the preset's")
     add("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, a third more time")
     add(
         "--num_validation_windows",
@@ -70,6 +70,7 @@ def main(args: argparse.Namespace) -> None:
     find_autoencoder(args.vae_folder_or_id or args.dataset_basepath, preset)
     command_line.print_settings(
         args,
+        frame_stride=preset.frame_stride,
         train_batch_size=batch_size,
         learning_rate=learning_rate,
         train_episodes=len(train_paths),
@@ -104,12 +105,15 @@ def main(args: argparse.Namespace) -> None:
         world_model.unet.enable_gradient_checkpointing()
     global_batch = batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     identity = {
-        "preset": preset.name,
+        **preset.what_is_learned(),
         "seed": args.seed,
         "global_batch_size": global_batch,
         "num_actions": dataset.num_actions,
+        "action_table": dataset.action_table,
         "encoder_sha256": autoencoder.encoder_sha256,
         "from_pixels": args.from_pixels,
+        "legacy_alignment": args.legacy_alignment,
+        "windows": len(dataset),
     }
     run = TrainingRun(args, accelerator, world_model, identity, learning_rate=learning_rate, unit="frames")
     if run.was_finished("world_model"):
@@ -128,18 +132,19 @@ def main(args: argparse.Namespace) -> None:
     batches = run.batches(dataset, batch_size)
     while True:
         is_over = run.is_over()
-        if is_over or run.is_due(args.validation_steps):
-            validation(is_last=is_over)
-        if is_over or run.is_due(args.checkpointing_steps):
-            run.save()
-            validation.save_model()
+        with run.housekeeping():
+            if is_over or run.is_due(args.checkpointing_steps):
+                validation.save_model()  # before the checkpoint: where that is, the model is too
+                run.save()
+            if is_over or run.is_due(args.validation_steps):
+                validation(is_last=is_over)
         if is_over:
             break
         for micro in range(args.gradient_accumulation_steps):
             waited = time.monotonic()
             batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(batches).items()}
             run.data_seconds += time.monotonic() - waited
-            first = (micro * accelerator.num_processes + accelerator.process_index) * batch_size
+            first = run.first_index(micro, batch_size)
             draws = draw(
                 args.seed,
                 run.step,
@@ -248,12 +253,14 @@ class Validation:
 
     def __init__(self, run, loaded, dataset, held_out, num_windows: int) -> None:
         from data_loader import evenly
-        from validation import start_contexts, training_mean
+        from validation import has_real_frames, start_contexts, training_mean
 
         self.run, self.loaded, self.held_out = run, loaded, held_out
         self.folder = run.output_dir / "world_model"
         self.indices = evenly(len(held_out), num_windows)
         self.constant = training_mean(dataset, loaded.autoencoder)
+        if not has_real_frames(held_out, self.indices):
+            self.constant = None
         loaded.start_contexts = start_contexts(held_out, loaded.autoencoder, START_CONTEXTS)
 
     def __call__(self, *, is_last: bool) -> None:
@@ -284,13 +291,12 @@ class Validation:
         from pictures import side_by_side, write_gif
         from validation import read_stretches, roll_out
 
-        lengths = [
+        length, index = next(
             (length, index)
             for length in (SAMPLE_FRAMES, 8, 1)
             for index in self.indices
             if self.held_out.stretch(index, length)
-        ]
-        length, index = lengths[0]
+        )
         stretches = read_stretches(self.held_out, self.loaded.autoencoder, [index], length)
         dream = roll_out(engine, stretches, [self.run.args.seed])[0]
         names = {row["id"]: row["name"] for row in self.loaded.config.action_table}

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from artifacts import read_json, replacing_folder, write_json
+from artifacts import read_json, remove_leftovers, replacing_folder, write_json
 from command_line import BadInput, resolve_device
 from window_sampler import WindowSampler
 
@@ -41,6 +41,8 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         raise BadInput(
             "--report_to wandb: the package wandb is not installed; pip install wandb, or use tensorboard or none"
         )
+    if device == "cpu" and args.mixed_precision == "fp16":
+        raise BadInput("--mixed_precision fp16: PyTorch has none on the CPU; use bf16 or no")
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision=args.mixed_precision,
@@ -89,12 +91,8 @@ def choose_checkpoint(output_dir: Path, wanted: str) -> Path | None:
 
 
 def check_identity(output_dir: Path, identity: dict) -> None:
-    """Keeps what makes a run this run in `run.json`; BadInput names the first setting that differs on resume."""
-    path = output_dir / "run.json"
-    if not path.is_file():
-        write_json(path, identity)
-        return
-    before = read_json(path)
+    """Compares with the `run.json` of the first checkpoint; BadInput names the first setting that differs on resume."""
+    before = read_json(output_dir / "run.json")
     for name, value in json.loads(json.dumps(identity)).items():
         if name in before and before[name] != value:
             raise BadInput(
@@ -135,9 +133,12 @@ class TrainingRun:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.step = 0
         self.seconds_before = 0.0
+        self.identity = identity
         checkpoint = choose_checkpoint(self.output_dir, args.resume_from_checkpoint)
-        if accelerator.is_main_process:
+        if checkpoint is not None:
             check_identity(self.output_dir, identity)
+        if accelerator.is_main_process:
+            remove_leftovers(self.output_dir)
         if checkpoint is not None:
             self._load(checkpoint)
             accelerator.print(f"resumed from {checkpoint}")
@@ -171,7 +172,14 @@ class TrainingRun:
         )
         workers = self.args.dataloader_num_workers
         is_pinned = self.accelerator.device.type == "cuda"
-        return iter(DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=is_pinned))
+        try:
+            yield from DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=is_pinned)
+        except BadInput as error:  # out of a worker it comes with its traceback as text
+            raise BadInput(str(error).rpartition("BadInput: ")[2]) from None
+
+    def first_index(self, micro: int, batch_size: int) -> int:
+        """Where this process's part of a micro-batch begins in the global batch, as `WindowSampler` counts."""
+        return (micro * self.accelerator.num_processes + self.accelerator.process_index) * batch_size
 
     # ------------------------------------------------------------------ the clock
 
@@ -184,7 +192,7 @@ class TrainingRun:
         """Starts the clock and the bar; call right before the loop."""
         self.started = self.logged = time.monotonic()
         if self.args.report_to != "none":
-            self.accelerator.init_trackers("events")
+            self.accelerator.init_trackers("neural_game_engine")
         minutes = self.args.max_train_minutes
         if minutes is None:
             bar = {"total": self.args.max_train_steps, "initial": self.step, "unit": "step"}
@@ -207,6 +215,13 @@ class TrainingRun:
         minutes = self.args.max_train_minutes
         by_time = float("inf") if minutes is None else 60 * minutes - self.trained_seconds
         return max(0.0, min((self.args.max_train_steps - self.step) * per_step, by_time))
+
+    @contextmanager
+    def housekeeping(self) -> Iterator[None]:
+        """Around validation and saving: their time counts for the run's end, but not for the rate of training."""
+        began = time.monotonic()
+        yield
+        self.logged += time.monotonic() - began
 
     def is_due(self, every: int) -> bool:
         """Whether housekeeping done every so many steps falls on this one; never on the step a session starts at."""
@@ -304,8 +319,10 @@ class TrainingRun:
                 "trained_seconds": self.trained_seconds,
                 "ema_steps": self.ema.optimization_step,
                 "optimizer_groups": optimizer["param_groups"],
+                "loss_scale": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
             }
             write_json(folder / "state.json", state)
+            write_json(self.output_dir / "run.json", self.identity)
         for old in list_checkpoints(self.output_dir)[: -self.args.checkpoints_total_limit]:
             shutil.rmtree(old)
 
@@ -331,6 +348,13 @@ class TrainingRun:
         self.ema.optimization_step = state["ema_steps"]
         self.step, self.seconds_before = state["step"], state["trained_seconds"]
         self.schedule.last_epoch = self.step
+        if self.accelerator.scaler and state["loss_scale"]:
+            self.accelerator.scaler.load_state_dict(state["loss_scale"])
+        # What the flags say counts, from this step on; with the same flags these are the numbers just loaded.
+        for group, base, factor in zip(
+            self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
+        ):
+            group.update(lr=base * factor(self.step), weight_decay=self.args.weight_decay)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -16,7 +16,7 @@ from engine import GameEngine
 from metrics import mean_frame, measure_rows
 from model import Autoencoder, StartContexts
 
-MEAN_FRAMES = 64
+MEAN_FRAMES = 64  # training frames averaged for the row `constant`
 
 
 @dataclass
@@ -49,6 +49,12 @@ def read_stretches(dataset: WindowDataset, autoencoder: Autoencoder, indices: Se
     is_complete = all(frames is not None for frames in real)
     actions = torch.stack([item["actions"] for item in items])
     return Stretches(torch.stack(latents), actions, np.stack(real) if is_complete else None)
+
+
+def has_real_frames(dataset: WindowDataset, indices: Sequence[int]) -> bool:
+    """Whether the recorded episodes that these windows came from are still there."""
+    items = [dataset.stretch(index, 1) for index in indices]
+    return all(dataset.source_frames(item["episode"], item["rows"][-1:]) is not None for item in items)
 
 
 def training_mean(dataset: WindowDataset, autoencoder: Autoencoder) -> np.ndarray | None:

@@ -235,9 +235,9 @@ class EpisodeRecorder(gymnasium.Wrapper):
         self._first_agent_step = self._agent_steps
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
-        self._finish_episode()
+        self._cut_episode()
         result = self.env.reset(seed=seed, options=options)
-        self._level = int(getattr(self.env.unwrapped, "level", 0))
+        self._level = self.env.unwrapped.level if self._every_tic else 0
         if not self._every_tic:
             self._picture = self._rendered()
         return result
@@ -256,11 +256,14 @@ class EpisodeRecorder(gymnasium.Wrapper):
         return observation, reward, terminated, truncated, info
 
     def close(self) -> None:
+        self._cut_episode()
+        self.env.close()
+
+    def _cut_episode(self) -> None:
         """Keeps the unfinished episode, but for one under two agent steps: no model could find a next frame in it."""
         if self._step < MIN_KEPT_STEPS:
             self.discard()
         self._finish_episode()
-        self.env.close()
 
     def discard(self) -> None:
         """Drops the unfinished episode: no trace of it stays."""
@@ -330,10 +333,13 @@ def _recorded_agent_steps(directory: Path, env_name: str) -> int:
     for folder in directory.glob(f"level_*/{env_name}"):
         path = folder / episode_file(_next_number(folder) - 1)
         if path.exists():
-            with pq.ParquetFile(path) as file:
-                began = json.loads(file.metadata.metadata[METADATA_KEY])["agent_step"]
-                steps = file.read_row_group(file.num_row_groups - 1, columns=["step_ids"])["step_ids"]
-                ends.append(began + steps[-1].as_py() + 1)
+            try:
+                with pq.ParquetFile(path) as file:
+                    began = json.loads(file.metadata.metadata[METADATA_KEY])["agent_step"]
+                    steps = file.read_row_group(file.num_row_groups - 1, columns=["step_ids"])["step_ids"]
+                    ends.append(began + steps[-1].as_py() + 1)
+            except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+                raise BadInput(f"{path} is not an episode of ours ({error!r}); move it away") from error
     return max(ends)
 
 
@@ -374,4 +380,3 @@ def _key_code(key: str | int) -> str:
     if key.isascii() and key.isalpha():
         return f"Key{key.upper()}"
     return f"Digit{key}" if key.isdigit() else _NAMED_KEYS.get(key, key)
-

@@ -165,7 +165,7 @@ def check_game(recording: Recording, device: str) -> None:
     from episode_recorder import EpisodeRecorder, gymnasium_actions
 
     game = recording.open_game()
-    recorder = EpisodeRecorder(game, Path(), record_stride=recording.record_stride)
+    recorder = EpisodeRecorder(game, Path(), record_stride=recording.record_stride, episode=0)  # checks; writes nothing
     if recording.env:
         recorder.reset(seed=recording.seed)  # draws the first picture; no file before the first step
     if recording.policy != RANDOM:

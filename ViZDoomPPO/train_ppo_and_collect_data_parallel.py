@@ -386,6 +386,8 @@ def result_line(args: argparse.Namespace, progress: Progress) -> str:
 
 def main(args: argparse.Namespace) -> None:
     check_flags(args)
+    if Path(args.scenario).is_file():
+        args.scenario = str(Path(args.scenario).resolve())  # the policy remembers it, from any folder
     args.out_base_dir = args.out_base_dir.resolve()
     args.run_dir = (args.run_dir or args.out_base_dir / "policy").resolve()
     checkpoint = args.run_dir / CHECKPOINT_NAME
@@ -397,7 +399,7 @@ def main(args: argparse.Namespace) -> None:
     from episode_recorder import EpisodeRecorder, claimed_folder
 
     game = DoomEnv(**{name: getattr(args, name) for name in GAME_FLAGS})  # checks the flags; starts no game
-    EpisodeRecorder(game, args.out_base_dir / "train", record_stride=args.record_stride)
+    EpisodeRecorder(game, args.out_base_dir, record_stride=args.record_stride, episode=0)
     facts = {
         "format_version": 1,
         "scenario": args.scenario,

@@ -142,6 +142,7 @@ THINGS = {  # mark in the plan -> thing number of the engine
     "o": 2035,  # barrel
 }
 
+
 @dataclass(frozen=True)
 class BotLevel:
     """One level of the curriculum: rl-doom's speeds and healths, and what else makes a bot able.
