@@ -1,4 +1,4 @@
-"""Runs the project's scripts the way a user does: a process of their own, one thread, offline. Used by the tests only."""
+"""Runs the project's scripts as a user does, in a process of their own; one thread, offline. Used by the tests only."""
 
 import os
 import subprocess
