@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
@@ -23,9 +24,16 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return action.help if action.default is None else super()._get_help_string(action)
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a flag in one line, without the usage above it; exit code 2 as argparse has it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see --help\n")
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """An argument parser that shows the script's docstring as it stands and every default."""
-    return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    return Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
 def add_device_flag(arguments: argparse.ArgumentParser) -> None:

@@ -12,13 +12,15 @@ from PIL import Image, ImageDraw
 from artifacts import replacing
 
 CAPTION_HEIGHT_PX = 14
+FILM_WIDTH_PX = 160  # narrower films are enlarged by a whole factor
 
 
-def side_by_side(films: dict[str, np.ndarray], captions: Sequence[str], scale: int = 2) -> np.ndarray:
+def side_by_side(films: dict[str, np.ndarray], captions: Sequence[str]) -> np.ndarray:
     """Films next to each other, each under its name, with one caption per frame below.
 
     films: name -> uint8 (T, H, W, 3), all of one shape.  captions: T lines.  Returns uint8 (T, H'', W'', 3).
     """
+    scale = max(1, FILM_WIDTH_PX // next(iter(films.values())).shape[2])  # captions need room
     columns = [film.repeat(scale, axis=1).repeat(scale, axis=2) for film in films.values()]
     pictures = np.concatenate(columns, axis=2)  # (T, H*scale, films*W*scale, 3)
     count, height, width = pictures.shape[:3]

@@ -44,8 +44,9 @@ class Preset:
     def what_is_learned(self) -> dict[str, Any]:
         """The fields that a run cannot change half-way: all but rates, batch sizes and how the model is played."""
         free = ("train_batch_size", "learning_rate", "num_inference_steps", "guidance_scale")
-        fields = dataclasses.asdict(self)
-        return {name: fields[name] for name in fields if name not in free and not name.startswith("autoencoder_")}
+        fields = {"preset": self.name, **dataclasses.asdict(self)}
+        free += ("name", "autoencoder_batch_size", "autoencoder_learning_rate")
+        return {name: value for name, value in fields.items() if name not in free}
 
     def __post_init__(self) -> None:
         if self.padded_width % self.latent_width or self.padded_height % self.latent_height:

@@ -175,7 +175,7 @@ class TrainingRun:
         try:
             yield from DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=is_pinned)
         except BadInput as error:  # out of a worker it comes with its traceback as text
-            raise BadInput(str(error).rpartition("BadInput: ")[2]) from None
+            raise BadInput(str(error).rpartition("BadInput: ")[2].strip()) from None
 
     def first_index(self, micro: int, batch_size: int) -> int:
         """Where this process's part of a micro-batch begins in the global batch, as `WindowSampler` counts."""

@@ -51,8 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output_dir", type=Path, default=Path("dataset"), help="folder to write to; made if missing")
     add("--policy", default=str(DEFAULT_POLICY), help="policy file (.zip), or `random`")
     add("--env", help="id of a gymnasium env to play instead of Doom, `module:id` to import its module first")
-    add("--scenario", help="Doom scenario as in training (None: the policy's own)")
-    add("--action_set", choices=("full", "seed"), help="Doom buttons, for `random` (None: the policy's own, else full)")
+    add("--scenario", help="Doom scenario as in training; default: the policy's own")
+    add(
+        "--action_set",
+        choices=("full", "seed"),
+        help="Doom buttons, for `random`; default: the policy's own, else full",
+    )
     add("--level", type=int, default=5, help="how able the Doom bots are, 0 to 5")
     add("--bots", type=int, default=8, help="Doom opponents")
     add("--episode_tics", type=int, default=5250, help="longest episode in game tics (Doom: 35 a second) or env steps")

@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments = parser(__doc__)
     add = arguments.add_argument
     add("--out_base_dir", type=Path, required=True, help="folder for the episodes; made if missing")
-    add("--run_dir", type=Path, help="folder for policies, logs and TensorBoard events (None: <out_base_dir>/policy)")
+    add("--run_dir", type=Path, help="folder for policies, logs and TensorBoard events; default: <out_base_dir>/policy")
     add("--resume", action="store_true", help="go on with the run in --out_base_dir; begins one where there is none")
     add("--scenario", default="deathmatch_simple", help="our scenario, one inside the vizdoom package, or a .cfg file")
     add("--action_set", choices=("full", "seed"), default="full", help="all combinations of buttons, or the seed's 12")

@@ -13,7 +13,7 @@ from command_line import BadInput
 from data_loader import WindowDataset
 from engine import GameEngine
 from episodes import find_latents
-from model import load_world_model
+from model import StartContexts, load_world_model
 
 LENGTH = 4  # the tiny model's context
 
@@ -201,6 +201,21 @@ def test_settings_left_out_are_the_checkpoints_own(tmp_path: Path) -> None:
     engine.reset(*random_start())
     engine.step(NOOP)
     assert [len(call.noised) for call in recorder.calls] == [1]
+
+
+def test_a_checkpoints_own_start_plays_without_any_data() -> None:
+    loaded = tiny_world_model()
+    loaded.start_contexts = None
+    with pytest.raises(BadInput, match="start context 0: the checkpoint has 0"):
+        GameEngine(loaded).reset_to_start()
+    latents, actions = random_start(games=2)
+    loaded.start_contexts = StartContexts(latents, actions)
+    engine, other = GameEngine(loaded), GameEngine(loaded)
+    engine.reset_to_start(1, seed=7)
+    other.reset(latents[1:], actions[1:], [7])
+    assert np.array_equal(engine.step(LEFT), other.step(LEFT))
+    with pytest.raises(BadInput, match="start context 2: the checkpoint has 2"):
+        engine.reset_to_start(2)
 
 
 def test_settings_and_actions_out_of_range_are_refused() -> None:

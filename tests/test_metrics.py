@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from metrics import ROWS, detail, format_rows, gap_closed, mean_frame, measure_rows, psnr
-from pictures import CAPTION_HEIGHT_PX, side_by_side, write_gif
+from pictures import CAPTION_HEIGHT_PX, FILM_WIDTH_PX, side_by_side, write_gif
 
 
 def flat(*values: int) -> np.ndarray:
@@ -127,9 +127,12 @@ def test_a_gif_holds_a_still_picture_for_its_whole_time(tmp_path: Path) -> None:
 
 def test_films_stand_side_by_side_in_order_with_room_for_captions() -> None:
     films = {"real": flat(10, 20), "dream": flat(110, 120)}
-    pictures = side_by_side(films, ["1  LEFT", "2  RIGHT"], scale=2)
-    assert pictures.shape == (2, 8 + 2 * CAPTION_HEIGHT_PX, 24, 3)
+    pictures = side_by_side(films, ["1  LEFT", "2  RIGHT"])
+    scale = FILM_WIDTH_PX // 6  # narrow films are enlarged
+    assert pictures.shape == (2, 4 * scale + 2 * CAPTION_HEIGHT_PX, 2 * 6 * scale, 3)
     middle = pictures[:, CAPTION_HEIGHT_PX + 1]
-    assert middle[0, :12].max() == middle[0, :12].min() == 10
-    assert middle[1, 12:].max() == middle[1, 12:].min() == 120
+    assert middle[0, : 6 * scale].max() == middle[0, : 6 * scale].min() == 10
+    assert middle[1, 6 * scale :].max() == middle[1, 6 * scale :].min() == 120
+    wide = np.zeros((1, 4, FILM_WIDTH_PX + 1, 3), np.uint8)
+    assert side_by_side({"real": wide}, [""]).shape == (1, 4 + 2 * CAPTION_HEIGHT_PX, FILM_WIDTH_PX + 1, 3)
     assert pictures[0, -CAPTION_HEIGHT_PX:].any() and (pictures[0] != pictures[1]).any()

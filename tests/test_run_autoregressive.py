@@ -225,6 +225,35 @@ def test_a_game_with_actions_the_model_does_not_know_is_refused(base: Path, mode
     refused(base, model, tmp_path / "out", "its action table is not the one", *flags)
 
 
+def test_an_action_table_that_disagrees_is_refused(base: Path, model: Path, tmp_path: Path) -> None:
+    swapped = [
+        {**row, "name": other["name"], "buttons": other["buttons"], "keys": other["keys"]}
+        for row, other in zip(ACTION_TABLE, [ACTION_TABLE[0], *ACTION_TABLE[:0:-1]], strict=True)
+    ]
+    for number in range(2):
+        write_play(tmp_path / f"play/episode_{number:06d}.parquet", 12, seed=number, action_table=swapped)
+    flags = ("--dataset_basepath", tmp_path / "play", "--start_from_pixels")
+    refused(base, model, tmp_path / "out", "its action table is not the one", *flags)
+
+
+def test_rollouts_are_replaced_only_when_told_to(base: Path, model: Path, tmp_path: Path) -> None:
+    roll(base, model, tmp_path / "out")
+    with pytest.raises(BadInput, match="--overwrite"):
+        roll(base, model, tmp_path / "out", "--seed", 1)
+    assert roll(base, model, tmp_path / "out", "--seed", 1, "--overwrite")["settings"]["seed"] == 1
+
+
+def test_a_decoder_folder_without_our_facts_takes_the_models_frame_size(
+    base: Path, model: Path, tmp_path: Path
+) -> None:
+    decoder = tmp_path / "decoder"
+    shutil.copytree(model / "world_model" / "vae", decoder)
+    (decoder / "autoencoder_info.json").unlink()
+    report = roll(base, model, tmp_path / "out", "--vae_ft_model_folder", decoder)
+    plain = roll(base, model, tmp_path / "plain")
+    assert report["rows"] == plain["rows"]
+
+
 def test_latents_whose_episodes_are_gone_are_refused_with_the_cure(base: Path, model: Path, tmp_path: Path) -> None:
     latents = tmp_path / "latents"
     shutil.copytree(random_latents(base), latents)

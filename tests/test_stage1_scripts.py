@@ -197,7 +197,7 @@ def test_sigterm_saves_policy_and_the_episodes_begun(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.partial*"))
     episodes = sorted((tmp_path / "train").rglob("episode_*.parquet"))
     played = sum(pq.read_table(path, columns=["step_ids"])["step_ids"][-1].as_py() + 1 for path in episodes)
-    assert played == state(tmp_path)["agent_steps"]
+    assert 0 <= state(tmp_path)["agent_steps"] - played < MIN_KEPT_STEPS  # a lone step is no episode
 
 
 def test_the_next_level_takes_ten_good_episodes_on_this_one() -> None:

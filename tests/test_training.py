@@ -289,12 +289,44 @@ def test_micro_batches_of_one_step_give_the_mean_gradient(begin: Callable[..., T
     assert weights[0][1] == pytest.approx(0.1 * 2 * 1e-4 * 5, rel=1e-5)  # (1 - beta1) * d/dw of 1e-4 * 5 w^2
 
 
-def test_gradients_are_clipped_to_length_one(begin: Callable[..., TrainingRun]) -> None:
+def test_gradients_are_clipped_to_length_one_at_every_step(begin: Callable[..., TrainingRun]) -> None:
     run = begin()
-    with run.accelerator.accumulate(run.model):
-        run.update((1000 * run.model(torch.ones(1, 1))).square().mean())
-    (state,) = run.optimizer.state_dict()["state"].values()
-    assert float(state["exp_avg"]) == pytest.approx(0.1, rel=1e-5)
+    average = 0.0
+    for _ in range(3):  # an exhausted iterator of parameters would clip the first time only
+        with run.accelerator.accumulate(run.model):
+            run.update((1000 * run.model(torch.ones(1, 1))).square().mean())
+        average = 0.9 * average + 0.1
+        (state,) = run.optimizer.state_dict()["state"].values()
+        assert float(state["exp_avg"]) == pytest.approx(average, rel=1e-5)
+
+
+def test_fp16_is_refused_on_the_cpu_where_it_would_do_nothing(begin: Callable[..., TrainingRun]) -> None:
+    with pytest.raises(BadInput, match="--mixed_precision fp16"):
+        begin(mixed_precision="fp16", device="cpu")
+
+
+def test_a_wrong_row_read_by_a_worker_is_one_line(begin: Callable[..., TrainingRun]) -> None:
+    class Broken(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> int:
+            raise BadInput("episode_7.parquet: row 3 is broken; record it again")
+
+    with pytest.raises(BadInput) as caught:
+        next(begin(dataloader_num_workers=1).batches(Broken(), 1))
+    assert str(caught.value) == "episode_7.parquet: row 3 is broken; record it again"
+
+
+def test_what_killed_writers_left_is_removed_when_the_run_goes_on(
+    begin: Callable[..., TrainingRun], tmp_path: Path
+) -> None:
+    run = begin()
+    leftover = run.output_dir / ".checkpoint-3.partial-0123abcd"
+    leftover.mkdir()
+    (leftover / "model.safetensors").write_bytes(b"half")
+    begin()
+    assert not leftover.exists()
 
 
 def test_numbers_go_to_the_console_and_to_a_file_in_the_same_line(
