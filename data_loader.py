@@ -291,7 +291,11 @@ class WindowDataset(Dataset):
             for fact, words in MUST_AGREE.items():
                 if entry[fact] != entries[0][fact]:
                     what = words.format(kind=self.kind)
-                    cure = ENCODE_HINT + " again" if self.kind == "latents" else "keep them in separate folders"
+                    cure = (
+                        f"{ENCODE_HINT} again, or delete it if its episode is gone"
+                        if self.kind == "latents"
+                        else "keep them in separate folders"
+                    )
                     raise BadInput(f"{path}: {what} differs from that of {self.paths[0]}; {cure}")
             tics_per_row = entry["tics_per_row"]
             if self.frame_stride < tics_per_row or self.frame_stride % tics_per_row:

@@ -99,7 +99,6 @@ def main(args: argparse.Namespace) -> None:
         "geometry": dataclasses.asdict(autoencoder.geometry),
         "seed": args.seed,
         "global_batch_size": global_batch,
-        "frames": len(dataset),
         "trained_from_scratch": args.train_from_scratch,
         "autoencoder": dict(autoencoder.vae.config) if args.train_from_scratch else None,
         "encoder_sha256": None if args.train_from_scratch else autoencoder.encoder_sha256,

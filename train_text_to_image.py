@@ -113,7 +113,6 @@ def main(args: argparse.Namespace) -> None:
         "encoder_sha256": autoencoder.encoder_sha256,
         "from_pixels": args.from_pixels,
         "legacy_alignment": args.legacy_alignment,
-        "windows": len(dataset),
     }
     run = TrainingRun(args, accelerator, world_model, identity, learning_rate=learning_rate, unit="frames")
     if run.was_finished("world_model"):

@@ -133,6 +133,7 @@ class TrainingRun:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.step = 0
         self.seconds_before = 0.0
+        self.items: int | None = None  # size of the data set, known from the checkpoint or once batches are drawn
         self.identity = identity
         checkpoint = choose_checkpoint(self.output_dir, args.resume_from_checkpoint)
         if checkpoint is not None:
@@ -161,6 +162,11 @@ class TrainingRun:
 
     def batches(self, dataset: Dataset, batch_size: int) -> Iterator:
         """This process's micro-batches from the current step on, without end; the order follows from seed and step."""
+        if self.items not in (None, len(dataset)):
+            self.write(
+                f"the data set has {len(dataset)} items, {self.items} before: from here on another order of them"
+            )
+        self.items = len(dataset)
         sampler = WindowSampler(
             len(dataset),
             seed=self.args.seed,
@@ -317,6 +323,7 @@ class TrainingRun:
             state = {
                 "step": self.step,
                 "trained_seconds": self.trained_seconds,
+                "items": self.items,
                 "ema_steps": self.ema.optimization_step,
                 "optimizer_groups": optimizer["param_groups"],
                 "loss_scale": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
@@ -346,7 +353,7 @@ class TrainingRun:
             per_parameter.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({"state": per_parameter, "param_groups": state["optimizer_groups"]})
         self.ema.optimization_step = state["ema_steps"]
-        self.step, self.seconds_before = state["step"], state["trained_seconds"]
+        self.step, self.seconds_before, self.items = state["step"], state["trained_seconds"], state["items"]
         self.schedule.last_epoch = self.step
         if self.accelerator.scaler and state["loss_scale"]:
             self.accelerator.scaler.load_state_dict(state["loss_scale"])

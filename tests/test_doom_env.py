@@ -1,5 +1,6 @@
 """Real games: exact repeats, exact tics, the recorder's columns, parallel games, scenarios by name or path."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -160,9 +161,16 @@ def test_level_decides_how_many_bots_play() -> None:
 
 
 def test_an_able_level_kills_a_scripted_player_more_often() -> None:
-    """Level 0 against level 5, two minutes of game each; build_map.py has the figures of all levels."""
+    """Level 0 against level 5, two minutes of game each."""
     deaths = {level: sum(scripted_deaths(level, 2100, seed) for seed in (3, 4)) for level in (0, 5)}
     assert deaths[5] >= deaths[0] + 2
+
+
+@pytest.mark.slow
+def test_a_scripted_player_dies_more_often_with_every_level() -> None:
+    """Twelve minutes of game on each level; games repeat exactly, so this is no matter of luck."""
+    deaths = [sum(scripted_deaths(level, 3150, seed) for seed in range(8)) for level in range(6)]
+    assert all(higher > lower for lower, higher in itertools.pairwise(deaths)), deaths
 
 
 def test_many_games_at_once_share_nothing() -> None:

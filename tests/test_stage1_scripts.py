@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import toy_world
-from episode_recorder import METADATA_KEY
+from episode_recorder import METADATA_KEY, MIN_KEPT_STEPS
 from PIL import Image
 from train_ppo_and_collect_data_parallel import RETURNS_PER_LEVEL, Progress
 

@@ -300,6 +300,19 @@ def test_gradients_are_clipped_to_length_one_at_every_step(begin: Callable[..., 
         assert float(state["exp_avg"]) == pytest.approx(average, rel=1e-5)
 
 
+def test_a_data_set_that_has_grown_is_told_when_the_run_goes_on(
+    begin: Callable[..., TrainingRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begin(dataloader_num_workers=0)
+    next(run.batches(torch.utils.data.TensorDataset(torch.zeros(5)), 1))
+    run.step = 1
+    run.save()
+    next(begin(dataloader_num_workers=0).batches(torch.utils.data.TensorDataset(torch.zeros(5)), 1))
+    assert "items" not in capsys.readouterr().out
+    next(begin(dataloader_num_workers=0).batches(torch.utils.data.TensorDataset(torch.zeros(7)), 1))
+    assert "the data set has 7 items, 5 before" in capsys.readouterr().out
+
+
 def test_fp16_is_refused_on_the_cpu_where_it_would_do_nothing(begin: Callable[..., TrainingRun]) -> None:
     with pytest.raises(BadInput, match="--mixed_precision fp16"):
         begin(mixed_precision="fp16", device="cpu")
