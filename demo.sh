@@ -99,7 +99,8 @@ cat <<TEXT
 
 Done. Look at $out/rollouts/rollout_0.gif: the real game is on the left, the dream on the right. On held-out play:
 $(figures)
-After $minutes minutes of training on a CPU the dream is a recognisable blur of the map, not yet a game. For a better one:
+A first try this short on a CPU gives a recognisable blur: the colours of the rooms, gun and status bar, not yet a game.
+For a better one:
   bash demo.sh --minutes 60                                             goes on from here
   sh train_diffusion_scripts/small.sh $out/episodes runs/small          the whole recipe, for a GPU or a patient CPU
 TEXT
