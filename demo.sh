@@ -65,7 +65,7 @@ stage 3 "a small autoencoder learns to compress its frames" "$autoencoder minute
 show_and_run "$python" "$here/finetune_vae.py" --dataset_basepath "$out/episodes" --output_dir "$out/autoencoder" \
     --train_from_scratch --preset small --max_train_minutes "$autoencoder" --dataloader_num_workers 0 --device "$device"
 
-stage 4 "every second frame becomes a latent" "2 minutes"
+stage 4 "every second frame becomes a latent" "1 minute"
 show_and_run "$python" "$here/encode_images.py" --dataset_basepath "$out/episodes" --save_dir_path "$out/latents" \
     --model_folder_or_id "$out/autoencoder" --dataloader_num_workers 0 --device "$device"
 
