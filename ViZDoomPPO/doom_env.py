@@ -226,7 +226,7 @@ class DoomEnv(gymnasium.Env):
         """The screen cropped and shrunk by averaging: uint8 (100, 156, 3)."""
         width, height = self.screen_size
         box = (CROP[0] * width, CROP[1] * height, CROP[2] * width, CROP[3] * height)
-        return np.asarray(Image.fromarray(self._frame).resize(OBSERVATION_SIZE, Image.Resampling.BOX, box=box))
+        return np.array(Image.fromarray(self._frame).resize(OBSERVATION_SIZE, Image.Resampling.BOX, box=box))
 
     def _info(self) -> dict[str, int]:
         return {"level": self.level, "frags": int(self._frags(self._values)), "deaths": int(self._values["DEATHCOUNT"])}
