@@ -63,7 +63,8 @@ show_and_run "$python" "$here/ViZDoomPPO/train_ppo_and_collect_data_parallel.py"
 
 stage 3 "a small autoencoder learns to compress its frames" "$autoencoder minutes"
 show_and_run "$python" "$here/finetune_vae.py" --dataset_basepath "$out/episodes" --output_dir "$out/autoencoder" \
-    --train_from_scratch --preset small --max_train_minutes "$autoencoder" --dataloader_num_workers 0 --device "$device"
+    --train_from_scratch --preset small --max_train_minutes "$autoencoder" --checkpointing_steps 200 \
+    --dataloader_num_workers 0 --device "$device"
 
 stage 4 "every second frame becomes a latent" "1 minute"
 show_and_run "$python" "$here/encode_images.py" --dataset_basepath "$out/episodes" --save_dir_path "$out/latents" \
@@ -71,11 +72,13 @@ show_and_run "$python" "$here/encode_images.py" --dataset_basepath "$out/episode
 
 stage 5 "a diffusion model learns the next frame from past frames and actions" "$world_model minutes"
 show_and_run "$python" "$here/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
-    --preset small --train_batch_size 8 --max_train_minutes "$world_model" --dataloader_num_workers 0 --device "$device"
+    --preset small --train_batch_size 8 --max_train_minutes "$world_model" --checkpointing_steps 200 \
+    --dataloader_num_workers 0 --device "$device"
 
 stage 6 "the autoencoder's decoder is tuned" "$decoder minutes"
 show_and_run "$python" "$here/finetune_vae.py" --dataset_basepath "$out/episodes" --output_dir "$out/decoder" \
-    --model_folder_or_id "$out/autoencoder" --max_train_minutes "$decoder" --dataloader_num_workers 0 --device "$device"
+    --model_folder_or_id "$out/autoencoder" --max_train_minutes "$decoder" --checkpointing_steps 200 \
+    --dataloader_num_workers 0 --device "$device"
 
 stage 7 "the model dreams on its own, beside the real game" "half a minute"
 show_and_run "$python" "$here/run_autoregressive.py" --dataset_basepath "$out/latents" \
