@@ -8,7 +8,7 @@ if [ $# -lt 1 ]; then
     echo "usage: sh $0 EPISODES [OUT [flags of finetune_vae.py, e.g. --max_train_minutes 30]]" >&2
     exit 2
 fi
-root=$(dirname "$0")/..
+root=$(dirname "$(CDPATH= cd -P "$(dirname "$0")" && pwd)")  # links resolved: a venv is found by its true path
 episodes=$1
 out=${2:-runs/small}
 shift
