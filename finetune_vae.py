@@ -100,7 +100,7 @@ def main(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "global_batch_size": global_batch,
         "trained_from_scratch": args.train_from_scratch,
-        "autoencoder": dict(autoencoder.vae.config) if args.train_from_scratch else None,
+        "autoencoder": preset.autoencoder if args.train_from_scratch else None,
         "encoder_sha256": None if args.train_from_scratch else autoencoder.encoder_sha256,
     }
     run = TrainingRun(args, accelerator, autoencoder, identity, learning_rate=learning_rate, unit="frames")

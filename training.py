@@ -95,10 +95,9 @@ def check_identity(output_dir: Path, identity: dict) -> None:
     before = read_json(output_dir / "run.json")
     for name, value in json.loads(json.dumps(identity)).items():
         if name in before and before[name] != value:
-            raise BadInput(
-                f"{output_dir} was begun with {name} {before[name]}, not {value}; use the old value, "
-                f"or name another --output_dir"
-            )
+            is_long = isinstance(value, dict | list)
+            which = f"another {name} (see run.json there)" if is_long else f"{name} {before[name]}, not {value}"
+            raise BadInput(f"{output_dir} was begun with {which}; use the old value, or name another --output_dir")
 
 
 class TrainingRun:

@@ -129,6 +129,21 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(base: Path, run: Run, tmp
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+def test_a_run_from_scratch_is_known_again_in_another_process(base: Path, tmp_path: Path) -> None:
+    words = (
+        "--dataset_basepath",
+        episodes(base),
+        "--output_dir",
+        tmp_path,
+        "--train_from_scratch",
+        "--preset",
+        "smoke",
+    )
+    words += ("--max_train_steps", 1, "--num_validation_frames", 4, "--dataloader_num_workers", 0, "--device", "cpu")
+    for hash_seed, said in (("1", "after 1 steps"), ("2", "is finished: 1 steps")):
+        assert said in succeed(SCRIPT, *words, extra={"PYTHONHASHSEED": hash_seed})
+
+
 @pytest.mark.parametrize("kind", ["scratch", "AutoencoderKL"])
 def test_a_second_session_goes_on_exactly(kind: str, base: Path, tmp_path: Path) -> None:
     """From scratch the scale is written and taken back; a posterior draws noise: neither may disturb a resume."""

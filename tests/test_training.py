@@ -165,6 +165,12 @@ def test_what_makes_a_run_this_run_may_not_change(begin: Callable[..., TrainingR
         check_identity(tmp_path / "run", {"preset": "small", "seed": 1})
 
 
+def test_a_long_setting_that_differs_is_named_not_printed(begin: Callable[..., TrainingRun]) -> None:
+    begin(identity={"unet": {"widths": [1, 2]}}).save()
+    with pytest.raises(BadInput, match=r"was begun with another unet \(see run.json there\); use"):
+        begin(identity={"unet": {"widths": [1, 3]}})
+
+
 # ------------------------------------------------------------------------------------------------ kills
 
 
