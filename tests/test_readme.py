@@ -11,7 +11,10 @@ from command import REPOSITORY, environment
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-TWO_COMMANDS, BY_HAND, IN_EARNEST = BLOCKS
+TWO_COMMANDS, BY_HAND, IN_EARNEST = (
+    next(block for block in BLOCKS if block.startswith(beginning))
+    for beginning in ("bash demo.sh", "python ViZDoomPPO/load_model_generate_dataset.py --policy random", "sh train_")
+)
 NOT_IN_THE_TREE = {"README.md", "LICENSE", "THIRD_PARTY.md", "pyproject.toml", ".gitignore", ".ci/run", "assets"}
 
 
