@@ -1,15 +1,21 @@
 #!/usr/bin/env bash
 # Makes .venv beside this file and installs the pinned requirements into it; run again, it does nothing. With --tests
-# also what the tests need. Used by demo.sh and test.sh.
+# also what the tests need; with --cuda PyTorch with CUDA although no NVIDIA driver is here, as while an image is built.
+# Used by demo.sh, test.sh and Dockerfile.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 requirements=(-r vizdoom_requirements.txt -r diffusion_requirements.txt)
 wanted=base
-if [ "${1:-}" = "--tests" ]; then
-    requirements+=(-r tests/requirements.txt)
-    wanted=tests
-fi
+has_gpu=no
+for flag in "$@"; do
+    case "$flag" in
+        --tests) requirements+=(-r tests/requirements.txt); wanted=tests ;;
+        --cuda) has_gpu=yes ;;
+        *) echo "setup.sh: $flag is no flag of mine; I know --tests and --cuda" >&2; exit 2 ;;
+    esac
+done
+! command -v nvidia-smi >/dev/null 2>&1 || has_gpu=yes
 fingerprint=$(cat ./*_requirements.txt tests/requirements.txt | cksum | cut -d' ' -f1)
 if [ -f ".venv/installed-$wanted-$fingerprint" ] || [ -f ".venv/installed-tests-$fingerprint" ]; then
     exit 0
@@ -32,7 +38,7 @@ options=(--quiet --disable-pip-version-check)
 size="about 3 GB (PyTorch with CUDA)"
 if [ "$(uname -s)" = Darwin ]; then
     size="about 400 MB"
-elif ! command -v nvidia-smi >/dev/null 2>&1; then
+elif [ "$has_gpu" = no ]; then
     # Without an NVIDIA driver PyTorch's CPU wheels do: a tenth of the size. They live on PyTorch's own index.
     cpu_index=https://download.pytorch.org/whl/cpu
     if .venv/bin/python -c "import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + '/torch/', timeout=5)" "$cpu_index" 2>/dev/null; then

@@ -15,7 +15,8 @@ TWO_COMMANDS, BY_HAND, IN_EARNEST = (
     next(block for block in BLOCKS if block.startswith(beginning))
     for beginning in ("bash demo.sh", "python ViZDoomPPO/load_model_generate_dataset.py --policy random", "sh train_")
 )
-NOT_IN_THE_TREE = {"README.md", "LICENSE", "THIRD_PARTY.md", "pyproject.toml", ".gitignore", ".ci/run", "assets"}
+NOT_IN_THE_TREE = {"README.md", "LICENSE", "THIRD_PARTY.md", "pyproject.toml", ".ci/run", "assets"}
+NOT_IN_THE_TREE |= {".gitignore", ".dockerignore"}
 
 
 def tracked() -> set[str]:
@@ -33,7 +34,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess:
 
 def test_every_file_stands_in_the_tree_and_every_name_in_the_tree_is_a_file() -> None:
     tree = README.split("## What is where")[1].split("```")[1]
-    named = set(re.findall(r"[\w./-]+\.(?:py|sh|txt)\b|\w+/(?=\s)", tree))
+    named = set(re.findall(r"[\w./-]+\.(?:py|sh|txt)\b|Dockerfile|\w+/(?=\s)", tree))
     basenames = {Path(name).name for name in named}
     for name in tracked() - NOT_IN_THE_TREE:
         top = name.split("/")[0]
@@ -59,6 +60,17 @@ def test_the_two_commands_are_there_and_say_how_they_are_used() -> None:
     assert answer.returncode == 0 and "--minutes" in answer.stdout
     answer = shell(f"bash {REPOSITORY}/demo.sh --minutes soon", REPOSITORY)
     assert answer.returncode == 2 and "--minutes 'soon'" in answer.stderr and answer.stderr.count("\n") == 1
+
+
+def test_the_container_installs_what_the_readme_names_and_copies_what_is_there() -> None:
+    dockerfile = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    installed = re.search(r"apt-get install --yes --no-install-recommends ([\w+. -]+?)\s*&&", dockerfile).group(1)
+    named = set(" ".join(re.findall(r"`apt-get install ([^`]+)`", README)).split())
+    # The image is Python's own: interpreter, venv and headers come with it.
+    assert set(installed.split()) == {name for name in named if not name.startswith("python3.11")}
+    for line in re.findall(r"^COPY .*", dockerfile, flags=re.MULTILINE):
+        for source in line.split()[2:-1]:
+            assert source == "." or source in tracked(), source
 
 
 def test_stage_scripts_without_a_data_path_print_their_usage() -> None:
