@@ -92,8 +92,9 @@ def test_help_answers_at_once_with_every_default(script: Path) -> None:
 
 @pytest.mark.parametrize("script", [TRAIN, GENERATE])
 def test_every_flag_is_read(script: Path) -> None:
-    source = script.read_text()
-    for flag in re.findall(r'add\("--(\w+)"', source):
+    flags = re.findall(r'add\(\s*"--(\w+)"', script.read_text())
+    source = script.read_text() + ((STAGE1 / "recording.py").read_text() if script == GENERATE else "")
+    for flag in flags:
         code = source.replace(f'add("--{flag}"', "")
         assert re.search(rf"args\.{flag}\b|\"{flag}\"|^    {flag}: ", code, re.MULTILINE), f"--{flag} is read nowhere"
 

@@ -1,0 +1,191 @@
+"""One recording: what all its episodes share, and how one of them is played and written.
+
+An episode is a fresh game seeded from (seed, split, episode number): who records it, where and after which others makes
+no difference to its bytes. Knows nothing of processes, machines or command lines: `recorder_processes.py` spreads
+episodes over the cores.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from console import BadInput
+
+if TYPE_CHECKING:
+    import gymnasium
+    from stable_baselines3 import PPO
+
+RANDOM = "random"
+SPLITS = ("train", "eval")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What all episodes of one recording share: everything that decides what is in the files."""
+
+    policy: str
+    policy_sha256: str | None
+    env: str | None
+    scenario: str
+    action_set: str
+    level: int
+    bots: int
+    episode_tics: int
+    screen_resolution: str
+    image_format: str
+    image_quality: int
+    record_stride: int
+    split: str
+    seed: int
+
+    def open_game(self) -> "gymnasium.Env":
+        """The game, not yet begun."""
+        if self.env:
+            return open_gymnasium(self.env, self.episode_tics)
+        from doom_env import DoomEnv
+
+        names = ("scenario", "level", "bots", "episode_tics", "screen_resolution", "action_set", "seed")
+        return DoomEnv(**{name: getattr(self, name) for name in names})
+
+    def policy_name(self) -> str:
+        return RANDOM if self.policy == RANDOM else Path(self.policy).stem
+
+    def folder(self, output_dir: Path) -> Path:
+        """Where the parquet files go, under `output_dir`."""
+        return output_dir / self.split / f"level_{0 if self.env else self.level}" / self.policy_name()
+
+    def identity(self) -> dict[str, Any]:
+        """What a repeated run must share to go on here; where the policy file lies does not matter."""
+        return {"recorded_by": "generation", **asdict(self), "policy": self.policy_name()}
+
+
+def open_gymnasium(env_id: str, max_steps: int) -> "gymnasium.Env":
+    """A gymnasium env that draws RGB pictures and ends after `max_steps`. Raises BadInput when there is none."""
+    import gymnasium
+
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where one's own `module:id` lies
+    try:
+        env = gymnasium.make(env_id, render_mode="rgb_array")
+    except (gymnasium.error.Error, ImportError) as error:
+        raise BadInput(f"--env {env_id} cannot be made ({error}); install it, or give `module:id`") from error
+    return gymnasium.wrappers.TimeLimit(env, max_steps)
+
+
+def check_game(recording: Recording, device: str) -> None:
+    """Raises BadInput, before anything is written, when the game cannot be recorded or the policy plays another one."""
+    from actions import table_rows
+    from episode_recorder import EpisodeRecorder, gymnasium_actions
+
+    game = recording.open_game()
+    recorder = EpisodeRecorder(game, Path(), record_stride=recording.record_stride, episode=0)  # checks; writes nothing
+    if recording.env:
+        recorder.reset(seed=recording.seed)  # draws the first picture; no file before the first step
+    if recording.policy != RANDOM:
+        from policy import FACTS_MEMBER, read_member
+
+        table = table_rows(gymnasium_actions(game) if recording.env else game.actions)
+        known = (read_member(Path(recording.policy), FACTS_MEMBER) or {}).get("action_table", table)
+        if known != table:
+            raise BadInput(
+                f"{recording.policy} was trained with {len(known)} other actions than the {len(table)} of this game; "
+                "leave out --scenario, --action_set and --env, or give the policy of this game"
+            )
+        loaded_policy(recording, device)
+    recorder.close()
+
+
+@functools.lru_cache(maxsize=1)
+def loaded_policy(recording: Recording, device: str) -> "PPO":
+    """The recording's policy, loaded once per process."""
+    import torch
+    from policy import load_policy
+
+    torch.set_num_threads(1)  # one picture at a time, so no faster with more; and the same sums on every machine
+    game = recording.open_game()
+    game.close()
+    return load_policy(Path(recording.policy), game.observation_space, game.action_space, device)
+
+
+def chooser(recording: Recording, action_space: Any, game_seed: int, device: str) -> Callable[[Any], int]:
+    """observation -> action id: drawn evenly, or from the policy's probabilities; the same for the same `game_seed`."""
+    if recording.policy == RANDOM:
+        action_space.seed(game_seed)
+        return lambda _observation: int(action_space.sample())
+    import torch
+
+    model = loaded_policy(recording, device)
+    torch.manual_seed(game_seed)
+    return lambda observation: int(model.predict(observation, deterministic=False)[0])
+
+
+def never() -> bool:
+    return False
+
+
+def record_episode(
+    recording: Recording,
+    output_dir: Path,
+    device: str,
+    episode: int,
+    is_interrupted: Callable[[], bool] = never,
+) -> Path:
+    """Plays one episode from its seed and writes its parquet file; interrupted, it leaves nothing."""
+    from episode_recorder import EpisodeRecorder, derived_seed, episode_file
+
+    game_seed = derived_seed(recording.seed, SPLITS.index(recording.split), episode)
+    env = EpisodeRecorder(
+        recording.open_game(),
+        output_dir / recording.split,
+        recording.policy_name(),
+        image_format=recording.image_format,
+        image_quality=recording.image_quality,
+        record_stride=recording.record_stride,
+        seed=recording.seed,
+        episode=episode,
+    )
+    try:
+        choose = chooser(recording, env.action_space, game_seed, device)
+        observation, _ = env.reset(seed=game_seed)
+        is_over = False
+        while not is_over:
+            if is_interrupted():
+                raise KeyboardInterrupt
+            observation, _, terminated, truncated, _ = env.step(choose(observation))
+            is_over = terminated or truncated
+    except BaseException:
+        env.discard()
+        raise
+    finally:
+        env.close()
+    return recording.folder(output_dir) / episode_file(episode)
+
+
+def record_gif(
+    recording: Recording,
+    output_dir: Path,
+    device: str,
+    episode: int,
+    is_interrupted: Callable[[], bool] = never,
+) -> Path:
+    """Like `record_episode`, but keeps only a gif of what was recorded."""
+    from episode_recorder import episode_file, partial_path
+    from films import write_gif
+
+    parquet = record_episode(recording, gif_workplace(output_dir), device, episode, is_interrupted)
+    gif = output_dir / episode_file(episode, ".gif")
+    write_gif(parquet, partial_path(gif))
+    os.replace(partial_path(gif), gif)
+    parquet.unlink()
+    return gif
+
+
+def gif_workplace(output_dir: Path) -> Path:
+    return output_dir / ".gif_recording"
+
+
+RECORDERS: dict[str, Callable[..., Path]] = {"parquet": record_episode, "gif": record_gif}
