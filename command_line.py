@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
+LR_SCHEDULERS = ("constant_with_warmup", "constant", "linear", "cosine")
 
 
 class BadInput(Exception):
@@ -53,6 +54,15 @@ def add_training_flags(arguments: argparse.ArgumentParser) -> None:
         default="no",
         help="autocast precision; weights stay float32",
     )
+    add(
+        "--channels_last",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="memory format of convolutions; auto: yes on CUDA, and with --mixed_precision bf16 on the CPU",
+    )
+    add("--allow_tf32", action="store_true", help="on CUDA, TensorFloat-32 for what is computed in float32")
+    add("--torch_compile", action="store_true", help="compile the network: a slow first step, faster ones after it")
+    add("--ema_on_cpu", action="store_true", help="keep the moving average in main memory, not on the GPU")
     add("--max_train_steps", type=positive, default=700_000, help="optimizer steps to end at; GameNGen's number")
     add(
         "--max_train_minutes",
@@ -61,12 +71,12 @@ def add_training_flags(arguments: argparse.ArgumentParser) -> None:
     )
     add(
         "--lr_scheduler",
-        choices=("constant_with_warmup", "constant", "linear", "cosine"),
-        default="constant_with_warmup",
-        help="shape of the learning rate; linear and cosine end at --max_train_steps",
+        choices=LR_SCHEDULERS,
+        help="shape of the learning rate; linear and cosine end at --max_train_steps; default: constant_with_warmup, "
+        "or what goes with the optimizer",
     )
     add("--lr_warmup_steps", type=not_negative, default=100, help="steps from rate zero to --learning_rate")
-    add("--weight_decay", type=fraction, default=0.0, help="AdamW weight decay")
+    add("--weight_decay", type=fraction, default=0.0, help="decoupled weight decay")
     add(
         "--ema_decay",
         type=fraction,

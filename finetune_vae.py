@@ -118,8 +118,7 @@ def main(args: argparse.Namespace) -> None:
         is_over = run.is_over()
         with run.housekeeping():
             if is_over or run.is_due(args.checkpointing_steps):
-                validation.save_model()  # before the checkpoint: where that is, the model is too
-                run.save()
+                run.save(validation.save_model)
             if is_over or run.is_due(args.validation_steps):
                 validation(is_last=is_over)
         if is_over:

@@ -8,11 +8,12 @@ and the finished model. To resume, run the same command again: data order and dr
 import argparse
 import importlib.util
 import json
-import re
+import math
+import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,21 +22,25 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from artifacts import read_json, remove_leftovers, replacing_folder, write_json
-from command_line import BadInput, resolve_device
+from command_line import LR_SCHEDULERS, BadInput, resolve_device
+from optimizers import make_optimizer, pack_state, unpack_state
+from run_folder import check_identity, choose_checkpoint, first_broken, list_checkpoints, save_tensors
 from window_sampler import WindowSampler
 
-CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)$")
 LOG_EVERY_SECONDS = 10.0
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
-    """The accelerate front end for `--device --mixed_precision --gradient_accumulation_steps --report_to`."""
+    """The accelerate front end for `--device --mixed_precision --gradient_accumulation_steps --report_to`.
+
+    Also sets what holds for the whole process: `--allow_tf32`.
+    """
     device = resolve_device(args.device)
     if args.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
         raise BadInput(
@@ -43,6 +48,9 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         )
     if device == "cpu" and args.mixed_precision == "fp16":
         raise BadInput("--mixed_precision fp16: PyTorch has none on the CPU; use bf16 or no")
+    if device == "cpu" and args.torch_compile and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise BadInput("--torch_compile: needs a C++ compiler on the CPU; apt-get install g++, or leave it out")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision=args.mixed_precision,
@@ -52,52 +60,6 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     )
     accelerator.print(f"device: {accelerator.device}")
     return accelerator
-
-
-def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoints, oldest first: a folder under this name was renamed into place when finished."""
-    found = [
-        path
-        for path in output_dir.glob("checkpoint-*")
-        if CHECKPOINT_NAME.search(path.name) and (path / "state.json").is_file()
-    ]
-    return sorted(found, key=_step_of)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(CHECKPOINT_NAME.search(checkpoint.name).group(1))
-
-
-def choose_checkpoint(output_dir: Path, wanted: str) -> Path | None:
-    """The checkpoint to go on from: `latest` (None where there is none yet), `none`, or a path or name.
-
-    Raises BadInput when the named one is missing, or when `none` would train over an existing run.
-    """
-    existing = list_checkpoints(output_dir)
-    if wanted == "latest":
-        return existing[-1] if existing else None
-    if wanted == "none":
-        if existing:
-            raise BadInput(
-                f"{output_dir} already holds {existing[-1].name}; go on with --resume_from_checkpoint latest, "
-                f"or name another --output_dir"
-            )
-        return None
-    for path in (output_dir / wanted, Path(wanted)):
-        if (path / "state.json").is_file():
-            return path
-    names = ", ".join(path.name for path in existing) or "none"
-    raise BadInput(f"--resume_from_checkpoint {wanted}: no such checkpoint; {output_dir} has: {names}")
-
-
-def check_identity(output_dir: Path, identity: dict) -> None:
-    """Compares with the `run.json` of the first checkpoint; BadInput names the first setting that differs on resume."""
-    before = read_json(output_dir / "run.json")
-    for name, value in json.loads(json.dumps(identity)).items():
-        if name in before and before[name] != value:
-            is_long = isinstance(value, dict | list)
-            which = f"another {name} (see run.json there)" if is_long else f"{name} {before[name]}, not {value}"
-            raise BadInput(f"{output_dir} was begun with {which}; use the old value, or name another --output_dir")
 
 
 class TrainingRun:
@@ -112,24 +74,32 @@ class TrainingRun:
         *,
         learning_rate: float,
         unit: str,
+        optimizer: str = "adamw",
     ) -> None:
-        """model: trained where its parameters require gradients. unit: what the rate counts, e.g. `frames`."""
+        """model: trained where its parameters require gradients. unit: what the rate counts, e.g. `frames`.
+
+        optimizer: `adamw` or `adafactor`."""
         self.args, self.accelerator, self.unit = args, accelerator, unit
         self.output_dir = Path(args.output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         model.to(accelerator.device)
-        optimizer = torch.optim.AdamW(
-            self.parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=args.weight_decay
-        )
+        if uses_channels_last(args, accelerator.device):
+            model.to(memory_format=torch.channels_last)
+        made = make_optimizer(optimizer, self.parameters, learning_rate=learning_rate, weight_decay=args.weight_decay)
         # Not prepared by accelerate: a prepared schedule would move once per process and step.
         self.schedule = get_scheduler(
-            args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+            args.lr_scheduler or LR_SCHEDULERS[0],
+            made,
+            num_warmup_steps=args.lr_warmup_steps,
+            num_training_steps=args.max_train_steps,
         )
         self.ema = EMAModel(self.parameters, decay=args.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-        self.ema.to(accelerator.device)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.ema.to("cpu" if args.ema_on_cpu else accelerator.device)
+        self.model, self.optimizer = accelerator.prepare(model, made)
+        if args.torch_compile:  # around the network as it is: names of weights and validation know nothing of it
+            self.model = torch.compile(self.model)
         self.step = 0
         self.seconds_before = 0.0
         self.items: int | None = None  # size of the data set, known from the checkpoint or once batches are drawn
@@ -246,7 +216,7 @@ class TrainingRun:
     def finish_step(self, items: int) -> None:
         """Moves learning rate, EMA and counters by one step of `items` training items, and logs now and then."""
         self.schedule.step()
-        self.ema.step(self.parameters)
+        self._average()
         self.step += 1
         if self.bar is not None and self.args.max_train_minutes is None:
             self.bar.update()
@@ -256,12 +226,7 @@ class TrainingRun:
         now = time.monotonic()
         if now - self.logged >= LOG_EVERY_SECONDS or self.step == self.args.max_train_steps:
             steps, seconds = self.step - self.steps_logged, now - self.logged
-            loss = float(self.accelerator.reduce(self.loss_sum, "mean")) / steps
-            if not torch.isfinite(torch.tensor(loss)):
-                raise BadInput(
-                    f"the loss became {loss} before step {self.step}; go on from the last checkpoint "
-                    f"with a lower --learning_rate"
-                )
+            loss = self._finite_loss() / steps
             self.log(
                 loss=loss,
                 lr=self.schedule.get_last_lr()[0],
@@ -271,6 +236,25 @@ class TrainingRun:
             )
             self.loss_sum.zero_()
             self.logged, self.steps_logged, self.data_seconds = now, self.step, 0.0
+
+    def _average(self) -> None:
+        parameters = self.parameters
+        if self.args.ema_on_cpu and self.accelerator.device.type != "cpu":  # copies that wait for the step to be done
+            parameters = [parameter.detach().to("cpu").requires_grad_() for parameter in parameters]
+        self.ema.step(parameters)
+
+    def _finite_loss(self) -> float:
+        """The loss summed since the last log line, the mean over processes. Raises BadInput where it is no number."""
+        loss = float(self.accelerator.reduce(self.loss_sum, "mean"))
+        if not math.isfinite(loss):
+            raise self._blown_up(f"the loss became {loss} before step {self.step}")
+        return loss
+
+    def _blown_up(self, what: str) -> BadInput:
+        checkpoints = list_checkpoints(self.output_dir)
+        where = f"the same command goes on from {checkpoints[-1].name}" if checkpoints else "begin again"
+        self.close()  # the bar would else come after the last line
+        return BadInput(f"{what}; nothing of it was saved: {where}, with a lower --learning_rate")
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -307,24 +291,32 @@ class TrainingRun:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def save(self) -> None:
-        """Writes `checkpoint-<step>/` atomically, then removes all but the newest `--checkpoints_total_limit`."""
+    def save(self, save_model: Callable[[], None] | None = None) -> None:
+        """Writes `checkpoint-<step>/` atomically, then removes all but the newest `--checkpoints_total_limit`.
+
+        `save_model` is called before: where a checkpoint is, the model is too. Raises BadInput on every process, and
+        writes nothing, when the loss or a weight is not a finite number.
+        """
+        self._finite_loss()
+        broken = first_broken(dict(zip(self.names, self.parameters, strict=True)))
+        if broken is not None:
+            raise self._blown_up(f"the weights {broken} are not finite numbers after step {self.step}")
+        if save_model is not None:
+            save_model()
         if not self.accelerator.is_main_process:
             return
-        optimizer = self.optimizer.state_dict()
-        moments = {
-            f"{index}.{name}": value for index, state in optimizer["state"].items() for name, value in state.items()
-        }
+        moments, numbers = pack_state(self.optimizer)
         with replacing_folder(self.output_dir / f"checkpoint-{self.step}") as folder:
-            _save(dict(zip(self.names, self.parameters, strict=True)), folder / "model.safetensors")
-            _save(dict(zip(self.names, self.ema.shadow_params, strict=True)), folder / "ema.safetensors")
-            _save(moments, folder / "optimizer.safetensors")
+            save_tensors(dict(zip(self.names, self.parameters, strict=True)), folder / "model.safetensors")
+            save_tensors(dict(zip(self.names, self.ema.shadow_params, strict=True)), folder / "ema.safetensors")
+            save_tensors(moments, folder / "optimizer.safetensors")
             state = {
                 "step": self.step,
                 "trained_seconds": self.trained_seconds,
                 "items": self.items,
                 "ema_steps": self.ema.optimization_step,
-                "optimizer_groups": optimizer["param_groups"],
+                "optimizer_groups": self.optimizer.state_dict()["param_groups"],
+                "optimizer_numbers": numbers,
                 "loss_scale": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
             }
             write_json(folder / "state.json", state)
@@ -334,6 +326,7 @@ class TrainingRun:
 
     def _load(self, checkpoint: Path) -> None:
         state = read_json(checkpoint / "state.json")
+        another = "name an older one with --resume_from_checkpoint"
         try:
             model, ema = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "ema"))
             moments = load_file(checkpoint / "optimizer.safetensors")
@@ -341,16 +334,13 @@ class TrainingRun:
                 for name, parameter, shadow in zip(self.names, self.parameters, self.ema.shadow_params, strict=True):
                     parameter.copy_(model[name])
                     shadow.copy_(ema[name])
+            unpack_state(self.optimizer, moments, state.get("optimizer_numbers", {}), state["optimizer_groups"])
         except Exception as error:
-            raise BadInput(
-                f"{checkpoint} does not load ({(str(error) or type(error).__name__).splitlines()[0]}); "
-                f"name an older one with --resume_from_checkpoint"
-            ) from None
-        per_parameter: dict[int, dict[str, Tensor]] = {}
-        for key, value in moments.items():
-            index, name = key.split(".", 1)
-            per_parameter.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({"state": per_parameter, "param_groups": state["optimizer_groups"]})
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise BadInput(f"{checkpoint} does not load ({reason}); {another}") from None
+        broken = first_broken(model) or first_broken(ema)
+        if broken is not None:
+            raise BadInput(f"{checkpoint}: its weights {broken} are not finite numbers; {another}")
         self.ema.optimization_step = state["ema_steps"]
         self.step, self.seconds_before, self.items = state["step"], state["trained_seconds"], state["items"]
         self.schedule.last_epoch = self.step
@@ -369,8 +359,11 @@ class TrainingRun:
             self.accelerator.end_training()
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+def uses_channels_last(args: argparse.Namespace, device: torch.device) -> bool:
+    """What `--channels_last` means here; auto picks where convolutions were found faster with it."""
+    if args.channels_last == "auto":
+        return device.type == "cuda" or (device.type == "cpu" and args.mixed_precision == "bf16")
+    return args.channels_last == "yes"
 
 
 def _duration(seconds: float) -> str:

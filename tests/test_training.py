@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
 from torch import nn
 
 import command_line
+import run_folder
 import training
 from command_line import BadInput
-from training import TrainingRun, check_identity, choose_checkpoint, list_checkpoints, make_accelerator
+from run_folder import check_identity, choose_checkpoint, list_checkpoints
+from training import TrainingRun, make_accelerator, uses_channels_last
 
 RATE = 0.01
 
@@ -24,17 +27,20 @@ RATE = 0.01
 def begin(tmp_path: Path) -> Callable[..., TrainingRun]:
     """begin(**flags) -> a run of a one-number network in the same folder each time, as a new session would."""
 
-    def begin_run(identity: dict | None = None, **flags: object) -> TrainingRun:
+    def begin_run(
+        identity: dict | None = None, model: nn.Module | None = None, optimizer: str = "adamw", **flags: object
+    ) -> TrainingRun:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         args = arguments(**{"output_dir": tmp_path / "run", **flags})
         run = TrainingRun(
             args,
             make_accelerator(args),
-            one_number(),
+            model or one_number(),
             identity or {"seed": 0},
             learning_rate=RATE,
             unit="frames",
+            optimizer=optimizer,
         )
         run.begin()
         return run
@@ -49,7 +55,9 @@ def arguments(**flags: object) -> Namespace:
     command_line.add_device_flag(parser)
     parser.add_argument("--output_dir")
     words = {"device": "cpu", "report_to": "none", "lr_warmup_steps": 4, **flags}
-    return parser.parse_args([word for name, value in words.items() for word in (f"--{name}", str(value))])
+    return parser.parse_args(
+        [word for name, value in words.items() for word in [f"--{name}", str(value)][: 1 if value is True else 2]]
+    )
 
 
 def one_number() -> nn.Linear:
@@ -78,11 +86,13 @@ def number(run: TrainingRun) -> float:
 # ------------------------------------------------------------------------------------------------ resume
 
 
-@pytest.mark.parametrize("lr_scheduler", ["constant_with_warmup", "cosine"])
+@pytest.mark.parametrize(
+    ("optimizer", "lr_scheduler"), [("adamw", "constant_with_warmup"), ("adamw", "cosine"), ("adafactor", "constant")]
+)
 def test_half_the_steps_then_a_new_session_equal_all_the_steps(
-    begin: Callable[..., TrainingRun], tmp_path: Path, lr_scheduler: str
+    begin: Callable[..., TrainingRun], tmp_path: Path, optimizer: str, lr_scheduler: str
 ) -> None:
-    flags = {"max_train_steps": 10, "lr_scheduler": lr_scheduler}
+    flags = {"max_train_steps": 10, "lr_scheduler": lr_scheduler, "optimizer": optimizer}
     whole = train(begin(**flags, output_dir=tmp_path / "whole"), 10)
     run = begin(**flags)
     first = train(run, 5)
@@ -182,14 +192,14 @@ def test_a_checkpoint_killed_in_the_middle_is_absent_and_the_last_whole_one_resu
     run.save()
     value = number(run)
     train(run, 2)
-    save = training._save
+    save = training.save_tensors
 
     def save_then_die(tensors: dict, path: Path) -> None:
         save(tensors, path)
         if path.name == "ema.safetensors":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(training, "_save", save_then_die)
+    monkeypatch.setattr(training, "save_tensors", save_then_die)
     child = os.fork()
     if child == 0:
         run.save()
@@ -211,6 +221,128 @@ def test_a_checkpoint_cut_short_on_disk_is_refused_by_name(begin: Callable[..., 
     os.truncate(weights, 20)
     with pytest.raises(BadInput, match="checkpoint-1 does not load"):
         begin()
+
+
+# ------------------------------------------------------------------------------------------------ weights gone wrong
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_weights_that_blew_up_are_not_saved_and_the_last_good_checkpoint_stays(
+    begin: Callable[..., TrainingRun], value: float
+) -> None:
+    run = begin()
+    train(run, 2)
+    run.save()
+    good = number(run)
+    train(run, 1)
+    run.parameters[0].data.fill_(value)
+    saved_models: list[int] = []
+    with pytest.raises(BadInput, match=r"the weights weight are not finite .* goes on from checkpoint-2, with a lower"):
+        run.save(lambda: saved_models.append(run.step))
+    assert not saved_models
+    assert [path.name for path in list_checkpoints(run.output_dir)] == ["checkpoint-2"]
+    resumed = begin()
+    assert resumed.step == 2 and number(resumed) == good
+    resumed.save(lambda: saved_models.append(resumed.step))
+    assert saved_models == [2]
+
+
+def test_a_loss_that_is_no_number_keeps_weights_from_being_saved(begin: Callable[..., TrainingRun]) -> None:
+    run = begin()
+    run.loss_sum += float("nan")
+    with pytest.raises(BadInput, match="the loss became nan before step 0; .* begin again, with a lower"):
+        run.save()
+    assert not list_checkpoints(run.output_dir)
+
+
+def test_a_checkpoint_of_weights_that_blew_up_is_not_resumed(begin: Callable[..., TrainingRun]) -> None:
+    run = begin()
+    train(run, 1)
+    run.save()
+    for name in ("ema", "model"):
+        weights = run.output_dir / "checkpoint-1" / f"{name}.safetensors"
+        run_folder.save_tensors({"weight": torch.full((1, 1), float("inf"))}, weights)
+        with pytest.raises(BadInput, match="checkpoint-1: its weights weight are not finite numbers; name an older"):
+            begin()
+
+
+# ------------------------------------------------------------------------------------------------ how it computes
+
+
+def small_network() -> nn.Module:
+    """A convolution, an activation, a matrix: what channels-last and a compiler change."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(4, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+
+
+def train_small(run: TrainingRun, steps: int) -> None:
+    for _ in range(steps):
+        inputs = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(run.step))
+        with run.accelerator.accumulate(run.model):
+            run.update(run.model(inputs).square().mean())
+        run.finish_step(items=3)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_channels_last_changes_the_layout_in_memory_and_nothing_on_disk(
+    begin: Callable[..., TrainingRun], tmp_path: Path, optimizer: str
+) -> None:
+    finals = []
+    for first, then in (("no", "no"), ("yes", "yes"), ("yes", "no"), ("no", "yes")):
+        flags = {"output_dir": tmp_path / f"{first}-{then}", "optimizer": optimizer}
+        run = begin(model=small_network(), channels_last=first, **flags)
+        train_small(run, 3)
+        run.save()
+        resumed = begin(model=small_network(), channels_last=then, **flags)
+        train_small(resumed, 3)
+        is_last = [p.is_contiguous(memory_format=torch.channels_last) for p in resumed.parameters if p.ndim == 4]
+        assert is_last == [then == "yes"] * 2
+        finals.append([p.detach().clone() for p in resumed.parameters])
+    for other in finals[1:]:
+        for one, two in zip(finals[0], other, strict=True):
+            assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_channels_last_comes_by_itself_on_cuda_and_with_bf16() -> None:
+    assert uses_channels_last(arguments(), torch.device("cuda"))
+    assert uses_channels_last(arguments(mixed_precision="bf16"), torch.device("cpu"))
+    assert not uses_channels_last(arguments(), torch.device("cpu"))
+    assert not uses_channels_last(arguments(channels_last="no"), torch.device("cuda"))
+
+
+@pytest.mark.slow
+def test_a_compiled_run_saves_the_same_names_and_goes_on_without_the_compiler(
+    begin: Callable[..., TrainingRun], tmp_path: Path
+) -> None:
+    plain = begin(model=small_network(), output_dir=tmp_path / "plain")
+    train_small(plain, 4)
+    plain.save()
+    compiled = begin(model=small_network(), torch_compile=True)
+    assert isinstance(compiled.model, torch._dynamo.OptimizedModule)
+    train_small(compiled, 2)
+    compiled.save()
+    resumed = begin(model=small_network())
+    train_small(resumed, 2)
+    resumed.save()
+    for name in ("model", "ema", "optimizer"):
+        one, two = (load_file(run.output_dir / "checkpoint-4" / f"{name}.safetensors") for run in (plain, resumed))
+        assert list(one) == list(two)
+        assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one), name
+
+
+def test_compiling_without_a_compiler_is_refused(
+    begin: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BadInput, match="--torch_compile: needs a C"):
+        begin(torch_compile=True)
+
+
+def test_tensorfloat_is_off_unless_asked_for(begin: Callable[..., TrainingRun]) -> None:
+    begin(allow_tf32=True)
+    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+    begin()
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
 
 
 # ------------------------------------------------------------------------------------------------ clocks
