@@ -52,8 +52,14 @@ def build_parser() -> argparse.ArgumentParser:
     add = arguments.add_argument
     add("--dataset_basepath", type=Path, required=True, help="folder of episode_*.parquet")
     add("--save_dir_path", type=Path, required=True, help="folder for the latents")
-    add("--model_folder_or_id", required=True, help="autoencoder folder or Hub id, see finetune_vae.py")
-    add("--preset", help="small, smoke, or a .json file based on one; default: the one the autoencoder was made for")
+    add(
+        "--model_folder_or_id",
+        help="autoencoder folder or Hub id, see finetune_vae.py; default: Stable Diffusion 1.4's, for preset sd14",
+    )
+    add(
+        "--preset",
+        help="sd14, small, smoke, or a .json file based on one; default: the one the autoencoder was made for",
+    )
     add("--frame_stride", type=command_line.positive, help="tics between two frames; default: the preset's")
     add("--all_tics", action="store_true", help="encode every recorded tic, not only those of the preset's stride")
     add("--batch_size", type=command_line.positive, default=32, help="frames through the autoencoder at a time")
@@ -123,6 +129,13 @@ def main(args: argparse.Namespace) -> None:
 def choose_preset(args: argparse.Namespace) -> Preset:
     """The preset named, or the one the autoencoder was made for. Raises BadInput without importing torch."""
     named = get_preset(args.preset) if args.preset else None
+    if not args.model_folder_or_id:
+        named = named or get_preset("sd14")
+        if named.pretrained is None:
+            raise BadInput(
+                f"--preset {named.name} needs --model_folder_or_id; finetune_vae.py --train_from_scratch makes one"
+            )
+        args.model_folder_or_id = named.pretrained
     _, geometry = find_autoencoder(args.model_folder_or_id, named)
     preset = named or get_preset(geometry.preset)
     return dataclasses.replace(preset, frame_stride=args.frame_stride) if args.frame_stride else preset

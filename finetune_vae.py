@@ -25,9 +25,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = arguments.add_argument
     add("--dataset_basepath", required=True, help="folder of episode_*.parquet")
     add("--output_dir", required=True, help="run folder: checkpoints, metrics, samples, and autoencoder/ to use")
-    add("--model_folder_or_id", help="autoencoder to tune: a folder or a Hub id")
+    add(
+        "--model_folder_or_id",
+        help="autoencoder to tune: a folder or a Hub id; default with --preset sd14: Stable Diffusion 1.4's",
+    )
     add("--train_from_scratch", action="store_true", help="train the preset's own small autoencoder, encoder and all")
-    add("--preset", help="small, smoke or a .json file; default: what the autoencoder folder says")
+    add("--preset", help="sd14, small, smoke or a .json file; default: what the autoencoder folder says")
     add(
         "--batch_size",
         type=command_line.positive,
@@ -53,12 +56,19 @@ def main(args: argparse.Namespace) -> None:
     from presets import get_preset
 
     preset = get_preset(args.preset) if args.preset else None
+    if preset is not None and not args.train_from_scratch:
+        args.model_folder_or_id = args.model_folder_or_id or preset.pretrained
     if args.train_from_scratch == bool(args.model_folder_or_id):
         raise BadInput(
             "give either --model_folder_or_id, an autoencoder whose decoder to tune, or --train_from_scratch --preset"
         )
     if args.train_from_scratch and preset is None:
         raise BadInput("--train_from_scratch needs --preset: small, smoke or a .json file")
+    if args.train_from_scratch and not preset.autoencoder:
+        raise BadInput(
+            f"--train_from_scratch: preset {preset.name} has no autoencoder of its own, only a pretrained one to tune; "
+            f"leave the flag out, or use --preset small"
+        )
     if args.model_folder_or_id:
         find_autoencoder(args.model_folder_or_id, preset)
     paths = find_episodes(args.dataset_basepath)

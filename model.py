@@ -173,9 +173,9 @@ def load_autoencoder(
     folder, geometry = find_autoencoder(folder_or_id, preset, geometry=geometry)
     vae_class = AUTOENCODER_CLASSES[read_json(folder / "config.json")["_class_name"]]
     try:
-        vae = _from_pretrained(vae_class, folder)
+        vae = read_diffusers_folder(vae_class, folder)
     except (OSError, ValueError, RuntimeError) as error:
-        raise BadInput(f"{folder}: weights do not load ({_first_line(error)}); copy the folder again") from None
+        raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
     vae.requires_grad_(False)
     autoencoder = Autoencoder(vae, geometry).to(device, dtype).eval()
     if preset is not None:
@@ -346,7 +346,7 @@ def load_world_model(
         config = WorldModelConfig.from_json(read_json(folder / "config.json"))
     except (KeyError, TypeError) as error:
         raise BadInput(
-            f"{folder}/config.json: not a world model's config ({_first_line(error)}); give another folder"
+            f"{folder}/config.json: not a world model's config ({first_line(error)}); give another folder"
         ) from None
     autoencoder = load_autoencoder(vae_folder_or_id or folder / "vae", geometry=config.geometry, device=device)
     if autoencoder.encoder_sha256 != config.encoder_sha256:
@@ -355,7 +355,7 @@ def load_world_model(
             f"{folder} was trained on ({config.encoder_sha256[:12]}); give a decoder tuned from the same autoencoder"
         )
     try:
-        unet = _from_pretrained(UNet2DConditionModel, folder / "unet")
+        unet = read_diffusers_folder(UNet2DConditionModel, folder / "unet")
         world_model = WorldModel(unet, config.num_actions, config.context_length)
         embedding = load_file(folder / "action_embedding_model.safetensors")
         world_model.action_embedding_model.load_state_dict(embedding)
@@ -365,12 +365,12 @@ def load_world_model(
         starts = folder / "start_contexts.safetensors"
         start_contexts = StartContexts(**load_file(starts)) if starts.is_file() else None
     except Exception as error:  # truncated safetensors, wrong shapes, missing files: all mean a broken folder
-        raise BadInput(f"{folder}: weights do not load ({_first_line(error)}); copy the folder again") from None
+        raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
     world_model.requires_grad_(False)
     return LoadedWorldModel(world_model.to(device).eval(), autoencoder, scheduler, config, start_contexts)
 
 
-def _from_pretrained(model_class: type, folder: Path) -> nn.Module:
+def read_diffusers_folder(model_class: type, folder: Path) -> nn.Module:
     """A diffusers model with every weight from its file; ValueError where diffusers would only log a missing one."""
     with _quiet_diffusers():
         model, info = model_class.from_pretrained(
@@ -388,7 +388,7 @@ def _named_preset(preset: Preset, part: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise BadInput(
-            f"preset {preset.name}: its {part} cannot be built ({_first_line(error)}); correct the .json file"
+            f"preset {preset.name}: its {part} cannot be built ({first_line(error)}); correct the .json file"
         ) from None
 
 
@@ -403,6 +403,6 @@ def _quiet_diffusers() -> Iterator[None]:
         diffusers_logging.set_verbosity(verbosity)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = (str(error) or type(error).__name__).strip()
     return text.splitlines()[0][:200]

@@ -15,6 +15,15 @@ from presets import Preset
 FORMAT_VERSION = 1
 AUTOENCODER_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 AUTOENCODER_INFO = "autoencoder_info.json"
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
+# What is fetched of a repository on the Hub: of a whole pipeline only the part needed, and no fp16 or other variant.
+AUTOENCODER_FILES = tuple(
+    f"{part}{name}"
+    for part in ("", "vae/", "autoencoder/")
+    for name in ("config.json", AUTOENCODER_INFO, *WEIGHTS, "diffusion_pytorch_model-*.safetensors")
+)
+UNET_FILES = tuple(f"unet/{name}" for name in ("config.json", *WEIGHTS, "diffusion_pytorch_model-*.safetensors"))
+EVERY_FILE = ("*.json", "*.safetensors")
 WORLD_MODEL_FILES = ("config.json", "embedding_info.json", "unet/config.json", "action_embedding_model.safetensors")
 
 
@@ -34,8 +43,8 @@ class Geometry:
         return cls(preset.name, *sizes)
 
 
-def resolve_folder(folder_or_id: str | Path, *inside: str) -> Path:
-    """A local folder, or the snapshot of a Hub repository (`owner/name`; JSON and safetensors files only).
+def resolve_folder(folder_or_id: str | Path, *inside: str, files: tuple[str, ...] = EVERY_FILE) -> Path:
+    """A local folder, or the snapshot of a Hub repository (`owner/name`; JSON and safetensors files only: `files`).
 
     A run folder stands for its subfolder `inside` where it has one. Raises BadInput when there is neither.
     """
@@ -47,7 +56,7 @@ def resolve_folder(folder_or_id: str | Path, *inside: str) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+            folder = Path(snapshot_download(name, allow_patterns=list(files)))
         except Exception as error:  # the Hub client raises dozens of kinds; to the user all mean "cannot be had"
             raise BadInput(
                 f"{name}: neither a local folder nor a Hub repository that can be fetched ({type(error).__name__}); "
@@ -67,7 +76,7 @@ def find_autoencoder(
     agree where it has one.
     Raises BadInput when the folder is not an autoencoder, or is of another preset.
     """
-    folder = resolve_folder(folder_or_id, "autoencoder", "vae")
+    folder = resolve_folder(folder_or_id, "autoencoder", "vae", files=AUTOENCODER_FILES)
     cure = "give a folder that finetune_vae.py or diffusers wrote"
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder}: not an autoencoder folder (no config.json); {cure}")
@@ -87,6 +96,32 @@ def find_autoencoder(
     if preset is not None and dataclasses.replace(Geometry.of(preset), preset=geometry.preset) != geometry:
         raise BadInput(f"{folder}: made for preset {geometry.preset}, not {preset.name}; change --preset or the folder")
     return folder, geometry
+
+
+def find_unet(folder_or_id: str | Path, preset: Preset) -> Path:
+    """The UNet to start a world model from: the `unet/` of a diffusers pipeline (folder or Hub id), or such a folder.
+
+    Raises BadInput when it is none, or when it cannot draw the preset's latents from a noised latent and tokens alone.
+    """
+    folder = resolve_folder(folder_or_id, "unet", files=UNET_FILES)
+    cure = "give a folder or Hub id of Stable Diffusion's layout to --pretrained_model_name_or_path"
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder}: not a UNet folder (no config.json); {cure}")
+    config = read_json(folder / "config.json")
+    if config.get("_class_name") != "UNet2DConditionModel":
+        raise BadInput(f"{folder}: config.json says {config.get('_class_name')}, not UNet2DConditionModel; {cure}")
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        raise BadInput(f"{folder}: has no {WEIGHTS[0]}, and pickled weights are not read; {cure}")
+    channels = (config.get("in_channels"), config.get("out_channels"))
+    if channels != (preset.latent_channels, preset.latent_channels):
+        raise BadInput(
+            f"{folder}: takes {channels[0]} channels and gives {channels[1]}, "
+            f"the latents of preset {preset.name} have {preset.latent_channels}; {cure}"
+        )
+    for name in ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type"):
+        if config.get(name) is not None:
+            raise BadInput(f"{folder}: expects more than text ({name} {config[name]}); {cure}")
+    return folder
 
 
 def find_world_model(folder_or_id: str | Path) -> Path:

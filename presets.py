@@ -12,6 +12,12 @@ from typing import Any
 
 from command_line import BadInput
 
+STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4"
+# Peak learning rate and its shape, where a run uses another optimizer than its preset's.
+OPTIMIZERS = {
+    "adafactor": (2e-5, "constant"),  # GameNGen sec. 4.2
+    "adamw": (5e-5, "cosine"),  # what the first reproduction found better at the paper's size
+}
 PIXEL_UNSHUFFLE = 4  # AutoencoderTiny presets see 4x4 pixel blocks as channels: 3 * 4 * 4 = 48
 
 
@@ -33,8 +39,11 @@ class Preset:
     guidance_scale: float
     train_batch_size: int
     learning_rate: float
-    autoencoder: dict[str, Any]  # arguments of diffusers' AutoencoderTiny
+    autoencoder: dict[str, Any]  # arguments of diffusers' AutoencoderTiny; none where only a pretrained one will do
     unet: dict[str, Any]  # arguments of diffusers' UNet2DConditionModel; channels in and out follow from the above
+    optimizer: str = "adamw"
+    lr_scheduler: str = "constant_with_warmup"
+    pretrained: str | None = None  # folder or Hub id with `unet/` and `vae/`: what the networks start from
     autoencoder_batch_size: int = 16
     autoencoder_learning_rate: float = 1e-3
     max_noise_level: float = 0.7  # GameNGen sec. 3.2.1
@@ -46,7 +55,14 @@ class Preset:
         free = ("train_batch_size", "learning_rate", "num_inference_steps", "guidance_scale")
         fields = {"preset": self.name, **dataclasses.asdict(self)}
         free += ("name", "autoencoder_batch_size", "autoencoder_learning_rate")
+        free += ("optimizer", "lr_scheduler", "pretrained")  # a run's own; a checkpoint holds every weight
         return {name: value for name, value in fields.items() if name not in free}
+
+    def optimization(self, optimizer: str | None = None) -> tuple[str, float, str]:
+        """(optimizer, peak learning rate, shape of the rate): the preset's, or what goes with another optimizer."""
+        if optimizer in (None, self.optimizer):
+            return self.optimizer, self.learning_rate, self.lr_scheduler
+        return optimizer, *OPTIMIZERS[optimizer]
 
     def __post_init__(self) -> None:
         if self.padded_width % self.latent_width or self.padded_height % self.latent_height:
@@ -83,9 +99,42 @@ def _unet(widths: list[int], attention: list[bool], embedding_width: int, norm_g
     }
 
 
+# The UNet of Stable Diffusion 1.4, 860M weights: `sd14` loads it, a .json preset without `pretrained` builds it.
+STABLE_DIFFUSION_UNET = {
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,  # diffusers: the number of heads
+    "norm_num_groups": 32,
+}
+
 PRESETS = {
     preset.name: preset
     for preset in (
+        Preset(  # the paper's model: GameNGen sec. 3.2, 4.2
+            name="sd14",
+            frame_width=320,
+            frame_height=240,
+            padded_width=320,
+            padded_height=256,
+            latent_channels=4,
+            latent_width=40,
+            latent_height=32,
+            context_length=64,
+            frame_stride=1,
+            num_inference_steps=4,
+            guidance_scale=1.5,
+            train_batch_size=16,  # 128 of the paper with --gradient_accumulation_steps 8
+            learning_rate=OPTIMIZERS["adafactor"][0],
+            autoencoder={},
+            unet=STABLE_DIFFUSION_UNET,
+            optimizer="adafactor",
+            lr_scheduler=OPTIMIZERS["adafactor"][1],
+            pretrained=STABLE_DIFFUSION,
+            autoencoder_batch_size=8,
+        ),
         Preset(
             name="small",
             frame_width=160,

@@ -4,20 +4,25 @@ The name is historical: this trains the world model, a UNet that draws the next 
 there is no text. The same command again resumes exactly where the last checkpoint was written.
 
     python train_text_to_image.py --dataset_basepath latents --output_dir runs/world_model --max_train_minutes 60
+    python train_text_to_image.py --dataset_basepath latents --output_dir runs/sd14 --preset sd14 \\
+        --mixed_precision bf16 --gradient_checkpointing --gradient_accumulation_steps 8 --dry_run
     python train_text_to_image.py --dataset_basepath episodes --from_pixels --vae_folder_or_id runs/autoencoder \\
         --output_dir runs/world_model
 """
 
 import argparse
 import dataclasses
+import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import command_line
 from command_line import BadInput
 
-START_CONTEXTS = 8
-SAMPLE_FRAMES = 64
+if TYPE_CHECKING:
+    from presets import Preset
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,16 +34,35 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of latent_episode_*.pt; with --from_pixels of episode_*.parquet",
     )
     add("--output_dir", required=True, help="run folder: checkpoints, metrics, samples, and world_model/ to play")
-    add("--preset", default="small", help="small, smoke, or a .json file based on one of them")
+    add("--preset", default="small", help="sd14, small, smoke, or a .json file based on one of them")
+    add(
+        "--pretrained_model_name_or_path",
+        help="folder or Hub id in Stable Diffusion's layout whose UNet to start from; default: the preset's, "
+        "CompVis/stable-diffusion-v1-4 for sd14, none for the others",
+    )
     add("--from_pixels", action="store_true", help="train from episodes, encoding each batch on the fly")
-    add("--vae_folder_or_id", help="autoencoder folder or Hub id; default: the one kept beside the latents")
+    add(
+        "--vae_folder_or_id",
+        help="autoencoder folder or Hub id; default: the one kept beside the latents, else the preset's pretrained one",
+    )
     add("--frame_stride", type=command_line.positive, help="tics between two frames; default: the preset's")
     add(
         "--train_batch_size",
         type=command_line.positive,
         help="windows per device and micro-batch; default: the preset's",
     )
-    add("--learning_rate", type=command_line.positive_float, help="peak rate of AdamW; default: the preset's")
+    add(
+        "--learning_rate",
+        type=command_line.positive_float,
+        help="peak rate; default: the preset's, with another optimizer 2e-5 for Adafactor and 5e-5 for AdamW",
+    )
+    optimizers = arguments.add_mutually_exclusive_group()
+    optimizers.add_argument(
+        "--use_adamw", action="store_true", help="AdamW, by default the optimizer of all presets but sd14"
+    )
+    optimizers.add_argument(
+        "--use_adafactor", action="store_true", help="Adafactor, the paper's optimizer and by default that of sd14"
+    )
     add("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, a third more time")
     add(
         "--num_validation_windows",
@@ -52,38 +76,63 @@ def build_parser() -> argparse.ArgumentParser:
         default="before",
         help="for .pt files without metadata: is a frame stored before or after its action",
     )
+    add(
+        "--dry_run",
+        action="store_true",
+        help="train ten steps, print memory, data set and time needed, and write nothing into --output_dir",
+    )
     command_line.add_training_flags(arguments)
     command_line.add_device_flag(arguments)
     return arguments
 
 
-def main(args: argparse.Namespace) -> None:
-    from model_folders import find_autoencoder
-    from presets import get_preset
+@dataclass(frozen=True)
+class Plan:
+    """What the flags come to, settled before anything heavy is imported."""
 
-    preset = get_preset(args.preset)
-    if args.frame_stride:
-        preset = dataclasses.replace(preset, frame_stride=args.frame_stride)
-    batch_size = args.train_batch_size or preset.train_batch_size
-    learning_rate = args.learning_rate or preset.learning_rate
-    train_paths, validation_paths = find_data(args, preset.frame_stride)
-    find_autoencoder(args.vae_folder_or_id or args.dataset_basepath, preset)
+    preset: "Preset"
+    batch_size: int  # windows per device and micro-batch
+    optimizer: str
+    learning_rate: float
+    train_paths: list[Path]
+    validation_paths: list[Path]
+    autoencoder: str | Path  # folder or Hub id
+    pretrained: str | None  # folder or Hub id the UNet starts from
+    unet_folder: Path | None  # where that lies on disk
+
+
+def main(args: argparse.Namespace) -> None:
+    plan = make_plan(args)
     command_line.print_settings(
         args,
-        frame_stride=preset.frame_stride,
-        train_batch_size=batch_size,
-        learning_rate=learning_rate,
-        train_episodes=len(train_paths),
-        validation_episodes=len(validation_paths),
+        frame_stride=plan.preset.frame_stride,
+        train_batch_size=plan.batch_size,
+        optimizer=plan.optimizer,
+        learning_rate=plan.learning_rate,
+        pretrained_model_name_or_path=plan.pretrained,
+        vae_folder_or_id=plan.autoencoder,
+        train_episodes=len(plan.train_paths),
+        validation_episodes=len(plan.validation_paths),
     )
+    if not args.dry_run:
+        train(args, plan)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        args.output_dir, args.report_to = folder, "none"
+        train(args, plan)
 
+
+def train(args: argparse.Namespace, plan: Plan) -> None:
+    """Builds the world model, or goes on with the run's own, and trains it to its end."""
     import torch
 
     from data_loader import WindowDataset
-    from diffusion import draw, training_loss
     from model import LoadedWorldModel, build_world_model, load_autoencoder, make_scheduler
+    from pretrained import world_model_from_unet
     from training import TrainingRun, make_accelerator
+    from validation import Validation
 
+    preset = plan.preset
     accelerator = make_accelerator(args)
     kind = "frames" if args.from_pixels else "latents"
     windows = {
@@ -92,43 +141,69 @@ def main(args: argparse.Namespace) -> None:
         "kind": kind,
         "legacy_alignment": args.legacy_alignment,
     }
-    autoencoder = load_autoencoder(
-        args.vae_folder_or_id or args.dataset_basepath, preset=preset, device=accelerator.device
-    )
+    autoencoder = load_autoencoder(plan.autoencoder, preset=preset, device=accelerator.device)
     windows["black_moments"] = autoencoder.black_moments()
-    dataset, held_out = WindowDataset(train_paths, **windows), WindowDataset(validation_paths, **windows)
+    dataset, held_out = WindowDataset(plan.train_paths, **windows), WindowDataset(plan.validation_paths, **windows)
     if kind == "latents":
         check_encoder(dataset, autoencoder, args)
     torch.manual_seed(args.seed)
-    world_model = build_world_model(preset, dataset.num_actions)
+    if plan.unet_folder is None:
+        world_model = build_world_model(preset, dataset.num_actions)
+    else:
+        world_model = world_model_from_unet(plan.unet_folder, preset, dataset.num_actions)
     if args.gradient_checkpointing:
         world_model.unet.enable_gradient_checkpointing()
-    global_batch = batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+    global_batch = plan.batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     identity = {
         **preset.what_is_learned(),
         "seed": args.seed,
         "global_batch_size": global_batch,
+        "optimizer": plan.optimizer,
         "num_actions": dataset.num_actions,
         "action_table": dataset.action_table,
         "encoder_sha256": autoencoder.encoder_sha256,
         "from_pixels": args.from_pixels,
         "legacy_alignment": args.legacy_alignment,
     }
-    run = TrainingRun(args, accelerator, world_model, identity, learning_rate=learning_rate, unit="frames")
+    if plan.unet_folder is not None:  # the shape of what was loaded, wherever it lies
+        identity["unet"] = {k: v for k, v in world_model.unet.config.items() if not k.startswith("_")}
+    run = TrainingRun(
+        args,
+        accelerator,
+        world_model,
+        identity,
+        learning_rate=plan.learning_rate,
+        optimizer=plan.optimizer,
+        unit="frames",
+    )
     if run.was_finished("world_model"):
         return
     scheduler = make_scheduler()
     config = make_config(preset, autoencoder, dataset)
+    batches = run.batches(dataset, plan.batch_size)
+
+    def train_step() -> None:
+        """One optimizer step."""
+        for micro in range(args.gradient_accumulation_steps):
+            waited = time.monotonic()
+            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(batches).items()}
+            run.data_seconds += time.monotonic() - waited
+            with accelerator.accumulate(run.model), accelerator.autocast():
+                run.update(loss_of(run, batch, micro, plan, autoencoder, scheduler))
+        run.finish_step(items=global_batch)
+
+    if args.dry_run:
+        from dry_run import describe
+
+        describe(run, train_step, dataset, plan.train_paths, global_batch)
+        return
     loaded = LoadedWorldModel(world_model, autoencoder, scheduler, config, None)
     validation = Validation(run, loaded, dataset, held_out, args.num_validation_windows)
     run.write(
         f"{sum(p.numel() for p in run.parameters) / 1e6:.1f}M parameters, {len(dataset)} windows, "
         f"global batch {global_batch}"
     )
-
-    latent_shape = (preset.context_length + 1, *config.latent_shape)
     run.begin()
-    batches = run.batches(dataset, batch_size)
     while True:
         is_over = run.is_over()
         with run.housekeeping():
@@ -138,34 +213,7 @@ def main(args: argparse.Namespace) -> None:
                 validation(is_last=is_over)
         if is_over:
             break
-        for micro in range(args.gradient_accumulation_steps):
-            waited = time.monotonic()
-            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(batches).items()}
-            run.data_seconds += time.monotonic() - waited
-            first = run.first_index(micro, batch_size)
-            draws = draw(
-                args.seed,
-                run.step,
-                range(first, first + batch_size),
-                latent_shape,
-                device=accelerator.device,
-                num_train_timesteps=scheduler.config.num_train_timesteps,
-                max_noise_level=preset.max_noise_level,
-                context_dropout=preset.context_dropout,
-            )
-            latents = to_latents(batch, autoencoder, draws.posterior_eps)  # (B, L + 1, C, h, w)
-            with accelerator.accumulate(run.model), accelerator.autocast():
-                loss = training_loss(
-                    run.model,
-                    scheduler,
-                    latents,
-                    batch["actions"],
-                    draws,
-                    max_noise_level=preset.max_noise_level,
-                    num_noise_buckets=preset.num_noise_buckets,
-                )
-                run.update(loss)
-        run.finish_step(items=global_batch)
+        train_step()
     run.close()
     run.write(
         f"wrote {validation.folder} after {run.step} steps; roll it out: python run_autoregressive.py "
@@ -174,7 +222,69 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-def find_data(args: argparse.Namespace, frame_stride: int) -> tuple[list[Path], list[Path]]:
+def loss_of(run, batch: dict, micro: int, plan: Plan, autoencoder, scheduler):
+    """The loss of one micro-batch, every draw of it seeded by its samples' places in the global batch."""
+    from diffusion import draw, training_loss
+
+    preset = plan.preset
+    first = run.first_index(micro, plan.batch_size)
+    draws = draw(
+        run.args.seed,
+        run.step,
+        range(first, first + plan.batch_size),
+        (preset.context_length + 1, preset.latent_channels, preset.latent_height, preset.latent_width),
+        device=run.accelerator.device,
+        num_train_timesteps=scheduler.config.num_train_timesteps,
+        max_noise_level=preset.max_noise_level,
+        context_dropout=preset.context_dropout,
+    )
+    latents = to_latents(batch, autoencoder, draws.posterior_eps)  # (B, L + 1, C, h, w)
+    return training_loss(
+        run.model,
+        scheduler,
+        latents,
+        batch["actions"],
+        draws,
+        max_noise_level=preset.max_noise_level,
+        num_noise_buckets=preset.num_noise_buckets,
+    )
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Settles flags, preset and folders. Raises BadInput before anything heavy is imported."""
+    from model_folders import find_autoencoder, find_unet
+    from presets import get_preset
+
+    preset = get_preset(args.preset)
+    if args.frame_stride:
+        preset = dataclasses.replace(preset, frame_stride=args.frame_stride)
+    named = "adamw" if args.use_adamw else "adafactor" if args.use_adafactor else None
+    optimizer, learning_rate, lr_scheduler = preset.optimization(named)
+    args.lr_scheduler = args.lr_scheduler or lr_scheduler
+    pretrained = args.pretrained_model_name_or_path or preset.pretrained
+    train_paths, validation_paths = find_data(args, preset)
+    autoencoder = choose_autoencoder(args, preset)
+    find_autoencoder(autoencoder, preset)
+    return Plan(
+        preset=preset,
+        batch_size=args.train_batch_size or preset.train_batch_size,
+        optimizer=optimizer,
+        learning_rate=args.learning_rate or learning_rate,
+        train_paths=train_paths,
+        validation_paths=validation_paths,
+        autoencoder=autoencoder,
+        pretrained=pretrained,
+        unet_folder=find_unet(pretrained, preset) if pretrained else None,
+    )
+
+
+def choose_autoencoder(args: argparse.Namespace, preset: "Preset") -> str | Path:
+    """The one named, the one kept beside the latents, or the preset's pretrained one."""
+    is_kept = not args.from_pixels and (Path(args.dataset_basepath) / "autoencoder").is_dir()
+    return args.vae_folder_or_id or (None if is_kept else preset.pretrained) or args.dataset_basepath
+
+
+def find_data(args: argparse.Namespace, preset: "Preset") -> tuple[list[Path], list[Path]]:
     """(train, validation) files. Raises BadInput before anything heavy is imported."""
     from episodes import (
         common_facts,
@@ -185,7 +295,7 @@ def find_data(args: argparse.Namespace, frame_stride: int) -> tuple[list[Path], 
         split_episodes,
     )
 
-    if args.from_pixels and not args.vae_folder_or_id:
+    if args.from_pixels and not (args.vae_folder_or_id or preset.pretrained):
         raise BadInput(
             "--from_pixels needs --vae_folder_or_id, the autoencoder to encode with; finetune_vae.py trains one"
         )
@@ -193,7 +303,7 @@ def find_data(args: argparse.Namespace, frame_stride: int) -> tuple[list[Path], 
     if args.from_pixels:
         infos = [inspect_episode(path) for path in paths]
         common_facts(infos)
-        rows_per_stride(infos, frame_stride)
+        rows_per_stride(infos, preset.frame_stride)
     train, validation = split_episodes(paths)
     if not validation:
         raise BadInput(f"{args.dataset_basepath}: {len(paths)} episode, none left to validate on; record at least two")
@@ -244,74 +354,6 @@ def to_latents(batch: dict, autoencoder, posterior_eps):
             moments = autoencoder.encode_pixels(autoencoder.frames_to_pixels(frames.flatten(0, 1)))
         moments = moments.float().unflatten(0, frames.shape[:2])
     return autoencoder.sample_latents(moments, posterior_eps)
-
-
-class Validation:
-    """Measures the averaged weights on held-out episodes, keeps a rollout as a gif, and writes the folder to play."""
-
-    def __init__(self, run, loaded, dataset, held_out, num_windows: int) -> None:
-        from data_loader import evenly
-        from validation import has_real_frames, start_contexts, training_mean
-
-        self.run, self.loaded, self.held_out = run, loaded, held_out
-        self.folder = run.output_dir / "world_model"
-        self.indices = evenly(len(held_out), num_windows)
-        self.constant = training_mean(dataset, loaded.autoencoder)
-        if not has_real_frames(held_out, self.indices):
-            self.constant = None
-        loaded.start_contexts = start_contexts(held_out, loaded.autoencoder, START_CONTEXTS)
-
-    def __call__(self, *, is_last: bool) -> None:
-        """Prints the four rows one step ahead and writes `samples/step_<n>.gif`."""
-        if not self.run.accelerator.is_main_process:
-            return
-        if self.constant is None:
-            self.run.write(
-                "no rows: the episodes these latents were encoded from are gone, and with them the real frames"
-            )
-            return
-        from engine import GameEngine
-        from metrics import format_rows
-        from validation import one_step_rows
-
-        self.loaded.world_model.eval()
-        with self.run.averaged():
-            engine = GameEngine(self.loaded)
-            rows = one_step_rows(engine, self.held_out, self.indices, self.constant)
-            self.write_sample(engine)
-        self.loaded.world_model.train()
-        self.run.log(**{f"{name}_{key}": value for name, row in rows.items() for key, value in row.items()})
-        when = f"after {self.run.step} steps{' (last)' if is_last else ''}"
-        self.run.write(f"one step ahead on {len(self.indices)} held-out windows {when}:\n{format_rows(rows)}")
-
-    def write_sample(self, engine) -> None:
-        """The longest of some rollouts from held-out play, beside the real game."""
-        from pictures import side_by_side, write_gif
-        from validation import read_stretches, roll_out
-
-        length, index = next(
-            (length, index)
-            for length in (SAMPLE_FRAMES, 8, 1)
-            for index in self.indices
-            if self.held_out.stretch(index, length)
-        )
-        stretches = read_stretches(self.held_out, self.loaded.autoencoder, [index], length)
-        dream = roll_out(engine, stretches, [self.run.args.seed])[0]
-        names = {row["id"]: row["name"] for row in self.loaded.config.action_table}
-        captions = [
-            f"{number + 1}  {names[int(action)]}" for number, action in enumerate(stretches.actions[0, -length:])
-        ]
-        film = side_by_side({"real": stretches.real[0, 1:], "dream": dream}, captions)
-        path = self.run.output_dir / "samples" / f"step_{self.run.step:06d}.gif"
-        write_gif(path, film, self.loaded.config.frames_per_second)
-
-    def save_model(self) -> None:
-        """Writes `world_model/` with the averaged weights."""
-        if not self.run.accelerator.is_main_process:
-            return
-        self.loaded.config = dataclasses.replace(self.loaded.config, trained_steps=self.run.step)
-        with self.run.averaged():
-            self.loaded.save(self.folder)
 
 
 if __name__ == "__main__":

@@ -280,7 +280,7 @@ class TrainingRun:
             self.write(
                 f"step {self.step:06d}/{self.args.max_train_steps} | loss {numbers['loss']:.4f} | "
                 f"lr {numbers['lr']:.1e} | {rate:.0f} {self.unit}/s | "
-                f"data {numbers['data_share']:.0%} | eta {_duration(numbers['eta_s'])}"
+                f"data {numbers['data_share']:.0%} | eta {duration(numbers['eta_s'])}"
             )
 
     def write(self, text: str) -> None:
@@ -366,7 +366,8 @@ def uses_channels_last(args: argparse.Namespace, device: torch.device) -> bool:
     return args.channels_last == "yes"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people: `41h`, `12min`, `?` for no end in sight."""
     if seconds == float("inf"):
         return "?"
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):

@@ -4,8 +4,10 @@ Everything is drawn by `GameEngine`, as a player would see it. Used by train_tex
 run_autoregressive.py; knows neither optimizers nor command lines.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,10 +15,16 @@ from torch import Tensor
 
 from data_loader import WindowDataset, evenly
 from engine import GameEngine
-from metrics import mean_frame, measure_rows
-from model import Autoencoder, StartContexts
+from metrics import format_rows, mean_frame, measure_rows
+from model import Autoencoder, LoadedWorldModel, StartContexts
+from pictures import side_by_side, write_gif
+
+if TYPE_CHECKING:
+    from training import TrainingRun
 
 MEAN_FRAMES = 64  # training frames averaged for the row `constant`
+START_CONTEXTS = 8  # beginnings kept in a world-model folder
+SAMPLE_FRAMES = 64  # length of the film that a validation leaves
 
 
 @dataclass
@@ -118,3 +126,68 @@ def one_step_rows(
         reals.append(real[:, 0])
         rows.append({name: frames[:, 0] for name, frames in pictures.items()})
     return measure_rows(np.concatenate(reals), {name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+
+
+class Validation:
+    """Measures the averaged weights on held-out episodes, keeps a rollout as a gif, and writes the folder to play."""
+
+    def __init__(
+        self,
+        run: "TrainingRun",
+        loaded: LoadedWorldModel,
+        dataset: WindowDataset,
+        held_out: WindowDataset,
+        num_windows: int,
+    ) -> None:
+        self.run, self.loaded, self.held_out = run, loaded, held_out
+        self.folder = run.output_dir / "world_model"
+        self.indices = evenly(len(held_out), num_windows)
+        self.constant = training_mean(dataset, loaded.autoencoder)
+        if not has_real_frames(held_out, self.indices):
+            self.constant = None
+        loaded.start_contexts = start_contexts(held_out, loaded.autoencoder, START_CONTEXTS)
+
+    def __call__(self, *, is_last: bool) -> None:
+        """Prints the four rows one step ahead and writes `samples/step_<n>.gif`."""
+        if not self.run.accelerator.is_main_process:
+            return
+        if self.constant is None:
+            self.run.write(
+                "no rows: the episodes these latents were encoded from are gone, and with them the real frames"
+            )
+            return
+        self.loaded.world_model.eval()
+        with self.run.averaged():
+            engine = GameEngine(self.loaded)
+            rows = one_step_rows(engine, self.held_out, self.indices, self.constant)
+            self.write_sample(engine)
+        self.loaded.world_model.train()
+        self.run.log(**{f"{name}_{key}": value for name, row in rows.items() for key, value in row.items()})
+        when = f"after {self.run.step} steps{' (last)' if is_last else ''}"
+        self.run.write(f"one step ahead on {len(self.indices)} held-out windows {when}:\n{format_rows(rows)}")
+
+    def write_sample(self, engine: GameEngine) -> None:
+        """The longest of some rollouts from held-out play, beside the real game."""
+        length, index = next(
+            (length, index)
+            for length in (SAMPLE_FRAMES, 8, 1)
+            for index in self.indices
+            if self.held_out.stretch(index, length)
+        )
+        stretches = read_stretches(self.held_out, self.loaded.autoencoder, [index], length)
+        dream = roll_out(engine, stretches, [self.run.args.seed])[0]
+        names = {row["id"]: row["name"] for row in self.loaded.config.action_table}
+        captions = [
+            f"{number + 1}  {names[int(action)]}" for number, action in enumerate(stretches.actions[0, -length:])
+        ]
+        film = side_by_side({"real": stretches.real[0, 1:], "dream": dream}, captions)
+        path = self.run.output_dir / "samples" / f"step_{self.run.step:06d}.gif"
+        write_gif(path, film, self.loaded.config.frames_per_second)
+
+    def save_model(self) -> None:
+        """Writes `world_model/` with the averaged weights."""
+        if not self.run.accelerator.is_main_process:
+            return
+        self.loaded.config = dataclasses.replace(self.loaded.config, trained_steps=self.run.step)
+        with self.run.averaged():
+            self.loaded.save(self.folder)

@@ -34,7 +34,7 @@ from model import (
     load_autoencoder,
     load_world_model,
 )
-from presets import PRESETS, get_preset
+from presets import get_preset
 
 AUTOENCODERS = {"AutoencoderKL": kl_autoencoder, "AutoencoderTiny": tiny_autoencoder}
 
@@ -257,7 +257,7 @@ def test_the_network_is_told_the_noise_bucket_and_starts_deaf_to_it() -> None:
     assert fresh.unet.class_embedding.weight.shape[0] == 10 and not fresh.unet.class_embedding.weight.any()
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", ["small", "smoke"])
 def test_the_parts_of_a_preset_fit_together(name: str) -> None:
     preset = get_preset(name)
     autoencoder = build_autoencoder(preset)

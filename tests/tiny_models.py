@@ -4,12 +4,13 @@ Random weights, seeded. Used by the tests only.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from model import (
@@ -69,6 +70,35 @@ def saved(autoencoder: Autoencoder, folder: Path) -> Path:
     folder.mkdir(parents=True)
     autoencoder.save(folder)
     return folder
+
+
+def stable_diffusion_folder(folder: Path) -> Path:
+    """A folder in Stable Diffusion's layout with its kinds of layers, tiny: latents 4x8x8 of frames 16x12."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=[8, 16],
+        layers_per_block=2,
+        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+        cross_attention_dim=24,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    unet.save_pretrained(folder / "unet")
+    kl_autoencoder().vae.save_pretrained(folder / "vae")
+    return folder
+
+
+def tiny_sd14(folder: Path, **changes: object) -> Path:
+    """A preset file: `sd14` at the size of `stable_diffusion_folder(folder)`, with a context of 4."""
+    sizes = {"frame_width": 16, "frame_height": 12, "padded_width": 16, "padded_height": 16}
+    sizes |= {"latent_width": 8, "latent_height": 8, "context_length": 4, "train_batch_size": 2}
+    path = folder.with_suffix(".json")
+    path.write_text(json.dumps({"base": "sd14", "pretrained": str(folder), **sizes, **changes}))
+    return path
 
 
 def tiny_world_model(seed: int = 0, **changes: object) -> LoadedWorldModel:
