@@ -6,8 +6,10 @@ does not import.
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +18,25 @@ DEVICES = ("auto", "cuda", "mps", "cpu")
 
 class BadInput(Exception):
     """Input the user can fix: the message is one line that says what failed, which value, and the cure."""
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Names a full disk or an unwritable folder in one line: an OSError inside becomes BadInput."""
+    try:
+        yield
+    except OSError as error:
+        where, reason = error.filename or place, error.strerror or error
+        cure = "make room or choose another folder, then run the same command again; what is finished is whole"
+        raise BadInput(f"cannot write {where} ({reason}); {cure}") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raises BadInput when `folder`, there already or not, is no place to write to; makes nothing."""
+    present = next(path for path in (folder, *folder.parents) if path.exists())
+    if not present.is_dir() or not os.access(present, os.W_OK):
+        reason = "not a folder" if not present.is_dir() else "not writable"
+        raise BadInput(f"cannot write {folder} ({present} is {reason}); choose another folder")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 from actions import Action, action_table, button_vector
-from console import BadInput
+from console import BadInput, writing
 from PIL import Image
 from rewards import REWARDS, TicVariables
 from wad import DEATHMATCH_START, SINGLE_PLAYER_START, first_map, thing_numbers
@@ -57,6 +57,10 @@ VARIABLES = (
     "ANGLE",
     "DEAD",
 )
+
+
+class EngineDied(RuntimeError):
+    """A game's engine stopped or did not start: killed, or the machine ran out of something."""
 
 
 class DoomEnv(gymnasium.Env):
@@ -176,7 +180,7 @@ class DoomEnv(gymnasium.Env):
             timed_out = finished and self._game.is_episode_timeout_reached()
         except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
             where = f"tic {self._tic} of {self.scenario_name}"
-            raise RuntimeError(f"the Doom engine stopped at {where}: {error}") from error
+            raise EngineDied(f"the Doom engine stopped at {where}: {error}") from error
         self._tic += 1
         self._observe_game()
         reward = self._reward(self._tic_variables(before), self._tic_variables(self._values))
@@ -271,14 +275,15 @@ class DoomEnv(gymnasium.Env):
         """Starts the engine; a deathmatch on a free port, tried again where another process takes that first."""
         import vizdoom
 
-        _end_orphans()
+        end_orphans()
         for attempt in range(START_ATTEMPTS):
-            self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}_"))
+            with writing(Path(tempfile.gettempdir())):
+                self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}_"))
+                shutil.copy(SCENARIOS / "bots.cfg", self._folder)  # game_args take no path with spaces
             self._game = self._configured_game()
             self._game.set_seed(game_seed)
             self._game.set_doom_config_path(str(self._folder / "engine.ini"))
             if self.is_deathmatch:
-                shutil.copy(SCENARIOS / "bots.cfg", self._folder)  # game_args take no path with spaces
                 self._game.add_game_args(f"-port {_free_port()} +viz_bots_path bots.cfg")
                 self._game.set_episode_timeout(0)
             try:
@@ -291,7 +296,7 @@ class DoomEnv(gymnasium.Env):
             except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
                 self.close()
                 if attempt == START_ATTEMPTS - 1:
-                    raise RuntimeError(f"the Doom engine does not start {self._scenario_path}: {error}") from error
+                    raise EngineDied(f"the Doom engine does not start {self._scenario_path}: {error}") from error
         if self.is_deathmatch:
             self._add_bots()
         self._observe_game()
@@ -357,7 +362,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _end_orphans() -> None:
+def end_orphans() -> None:
     """Ends the engines of Python processes that were killed: they would wait for orders forever."""
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*_*"):
         owner = folder.name.removeprefix(FOLDER_PREFIX).split("_")[0]

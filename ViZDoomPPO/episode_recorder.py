@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from actions import NO_OP, Action, table_rows
-from console import BadInput
+from console import BadInput, writing
 from gymnasium import spaces
 from PIL import Image
 
@@ -49,9 +49,12 @@ def episode_file(number: int, suffix: str = ".parquet") -> str:
     return f"episode_{number:06d}{suffix}"
 
 
-def partial_path(path: Path) -> Path:
-    """Where `path` is written until it is complete; removed at the next start after a kill."""
-    return path.with_name(f".{path.stem}.partial{path.suffix}")
+def partial_path(path: Path, owner: int | None = None) -> Path:
+    """Where `path` is written until it is complete; removed at the next start after a kill.
+
+    A killed run's workers live on for a moment beside those of the next: `owner`, a process id, keeps them apart."""
+    whose = "" if owner is None else f".{owner}"
+    return path.with_name(f".{path.stem}{whose}.partial{path.suffix}")
 
 
 def encode_frame(frame: np.ndarray, image_format: str, image_quality: int) -> bytes:
@@ -71,7 +74,8 @@ def claimed_folder(
     `identity` is what its episodes share; it is kept in the folder. A folder in use, with episodes of another identity
     or of unknown origin, or with any at all when not `resume`, raises BadInput ending in `cure` and is left untouched.
     `episodes` and `partials` are globs of finished and unfinished files; the unfinished ones a killed run left go."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     descriptor = _locked(folder)
     try:
         known = _read_identity(folder / IDENTITY_FILE)
@@ -84,11 +88,12 @@ def claimed_folder(
             if (known or {}).get(name) != identity.get(name):
                 was, now = (known or {}).get(name), identity.get(name)
                 raise BadInput(f"{folder} was recorded with {name} {was}, this run asks for {now}; {cure}")
-        for leftover in folder.glob(partials):
-            leftover.unlink()
-        temporary = partial_path(folder / IDENTITY_FILE)
-        temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / IDENTITY_FILE)
+        with writing(folder):
+            for leftover in folder.glob(partials):
+                leftover.unlink(missing_ok=True)
+            temporary = partial_path(folder / IDENTITY_FILE)
+            temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, folder / IDENTITY_FILE)
         yield
     finally:
         if descriptor is not None:
@@ -119,24 +124,30 @@ def _read_identity(path: Path) -> dict | None:
 
 
 class EpisodeWriter:
-    """One episode file in the making: rows stream into a temporary file that gets its name when it is complete."""
+    """One episode file in the making: rows stream into a temporary file that gets its name when it is complete.
+
+    Raises BadInput where it cannot be written; `discard` then still works."""
 
     def __init__(self, path: Path, metadata: dict, columns: dict[str, Any]) -> None:
         """`columns` is any row's extra columns: they fix names, order and types."""
         self.path = path
-        self._temporary = partial_path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = partial_path(path, os.getpid())
         fields = [("frames", pa.binary()), ("actions", pa.int64()), ("step_ids", pa.int64())]
         fields += [(name, _arrow_type(value)) for name, value in columns.items()]
         self._schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(metadata).encode()})
         others = [name for name, _ in fields[1:]]
-        self._writer = pq.ParquetWriter(
-            self._temporary,
-            self._schema,
-            compression={"frames": "NONE", **dict.fromkeys(others, "SNAPPY")},  # pictures are compressed already
-            use_dictionary=others,  # neither a dictionary nor min/max of pictures: both would hold whole pictures
-            write_statistics=others,
-        )
+        options = {
+            "compression": {"frames": "NONE", **dict.fromkeys(others, "SNAPPY")},  # pictures are compressed already
+            "use_dictionary": others,  # neither a dictionary nor min/max of pictures: both would hold whole pictures
+            "write_statistics": others,
+        }
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._writer = pq.ParquetWriter(self._temporary, self._schema, **options)
+            except OSError:
+                self._temporary.unlink(missing_ok=True)
+                raise
         self._rows: list[tuple] = []
 
     def add(self, frame: bytes, action: int, step_id: int, columns: dict[str, Any]) -> None:
@@ -148,19 +159,22 @@ class EpisodeWriter:
     def finish(self) -> None:
         """Completes the file and gives it its name."""
         self._write_group()
-        self._writer.close()
-        os.replace(self._temporary, self.path)
+        with writing(self.path):
+            self._writer.close()
+            os.replace(self._temporary, self.path)
 
     def discard(self) -> None:
         """Removes what was written."""
-        self._writer.close()
+        with suppress(OSError):  # the footer of a file that is to go may find the disk full
+            self._writer.close()
         self._temporary.unlink(missing_ok=True)
 
     def _write_group(self) -> None:
         if self._rows:
             columns = zip(zip(*self._rows, strict=True), self._schema.types, strict=True)
             group = pa.Table.from_arrays([pa.array(*column) for column in columns], schema=self._schema)
-            self._writer.write_table(group, row_group_size=ROWS_PER_GROUP)
+            with writing(self.path):
+                self._writer.write_table(group, row_group_size=ROWS_PER_GROUP)
             self._rows = []
 
 

@@ -15,13 +15,12 @@ import os
 import shutil
 import signal
 import sys
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from console import BadInput, add_device_flag, parser, print_settings, resolve_device, run
-from recording import RANDOM, SPLITS, Recording, check_game, gif_workplace
+from console import BadInput, add_device_flag, check_writable, parser, print_settings, resolve_device, run
+from recording import RANDOM, SPLITS, RecorderDied, Recording, check_game, gif_workplace
 
 DEFAULT_POLICY = Path(__file__).resolve().parent / "logs" / "models" / "deathmatch_simple" / "best_model.zip"
 DEFAULT_SCENARIO = "deathmatch_simple"
@@ -64,6 +63,7 @@ def check_flags(args: argparse.Namespace) -> None:
     for name, value in {"level": 5, "image_quality": 95}.items():
         if getattr(args, name) > value:
             raise BadInput(f"--{name} {getattr(args, name)} is too large; give {value} or less")
+    check_writable(args.output_dir.resolve())
     if args.policy != RANDOM and not Path(args.policy).is_file():
         raise BadInput(
             f"no policy {args.policy}; train one with train_ppo_and_collect_data_parallel.py and give its "
@@ -120,9 +120,9 @@ def main(args: argparse.Namespace) -> None:
         print_settings(args, **asdict(recording), device=device, num_workers=workers)
         try:
             with tqdm(total=len(wanted), unit="episode") as bar:
-                record_all(args.output, recording, output_dir, device, wanted, workers, bar.update)
-        except BrokenProcessPool:
-            sys.exit(f"{Path(sys.argv[0]).name}: a worker process died; run the same command again to go on")
+                record_all(args.output, recording, output_dir, device, wanted, workers, bar)
+        except RecorderDied as error:
+            sys.exit(f"{Path(sys.argv[0]).name}: {error}; run the same command again to go on")
         finally:
             if is_gif:
                 shutil.rmtree(gif_workplace(output_dir), ignore_errors=True)

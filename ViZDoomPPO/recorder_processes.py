@@ -1,4 +1,4 @@
-"""Records episodes on this machine, some at a time, each in a process of its own.
+"""Records episodes on this machine, some at a time, each in a process of its own, which a game may take down with it.
 
 Knows nothing of games: what is recorded, and how, is `recording.py`. Used by `load_model_generate_dataset.py`.
 """
@@ -6,45 +6,65 @@ Knows nothing of games: what is recorded, and how, is `recording.py`. Used by `l
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from recording import RANDOM, RECORDERS, Recording
+from doom_env import EngineDied, end_orphans
+from recording import RANDOM, RECORDERS, RecorderDied, Recording
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+MOST_DEATHS = 3  # in a row, with no episode finished between them: then it is no accident
 
 _interrupted: Event | None = None  # set in a worker by `start_worker`
 
 
 def record_all(
-    output: str,
-    recording: Recording,
-    output_dir: Path,
-    device: str,
-    wanted: list[int],
-    workers: int,
-    when_done: Callable[[], object],
+    output: str, recording: Recording, output_dir: Path, device: str, wanted: list[int], workers: int, bar: "tqdm"
 ) -> None:
-    """Records the wanted episodes as `output` (parquet or gif), `workers` at a time; one alone needs no process.
+    """Records the wanted episodes as `output` (parquet or gif), `workers` at a time.
 
-    `when_done` is called after each of them."""
-    if workers == 1:
-        for episode in wanted:
-            RECORDERS[output](recording, output_dir, device, episode)
-            when_done()
-        return
+    `bar` counts them. When a worker or a game's engine dies, the episodes it had begun are recorded again; raises
+    RecorderDied when that happens MOST_DEATHS times with nothing finished between."""
+    left, deaths = list(wanted), 0
+    while left:
+        before = len(left)
+        try:
+            with closing(_recorded(output, recording, output_dir, device, tuple(left), workers)) as recorded:
+                for episode in recorded:
+                    left.remove(episode)
+                    bar.update()
+        except (BrokenProcessPool, EngineDied) as error:
+            deaths = deaths + 1 if len(left) == before else 1
+            end_orphans()
+            if deaths == MOST_DEATHS:
+                raise RecorderDied(f"recorders died {deaths} times with nothing finished, the last: {error}") from error
+            bar.write(f"a recorder died ({error}); what it had begun is recorded again", file=sys.stderr)
+
+
+def _recorded(
+    output: str, recording: Recording, output_dir: Path, device: str, wanted: tuple[int, ...], workers: int
+) -> Iterator[int]:
+    """Each wanted episode's number once it is recorded."""
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if recording.policy != RANDOM and method == "forkserver":
         context.set_forkserver_preload(["stable_baselines3"])  # imported once for all workers
     interrupted = context.Event()
     with ProcessPoolExecutor(workers, context, start_worker, (interrupted,)) as pool:
-        jobs = [pool.submit(work, output, recording, output_dir, device, episode) for episode in wanted]
+        jobs = {pool.submit(work, output, recording, output_dir, device, n): n for n in wanted}
         try:
             for job in as_completed(jobs):
                 job.result()
-                when_done()
+                yield jobs[job]
         except BaseException:
             interrupted.set()
             pool.shutdown(cancel_futures=True)

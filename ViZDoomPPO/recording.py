@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console import BadInput
+from console import BadInput, writing
 
 if TYPE_CHECKING:
     import gymnasium
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 RANDOM = "random"
 SPLITS = ("train", "eval")
+
+
+class RecorderDied(Exception):
+    """Recorders die again and again: a fault of the machine or the game, which trying once more does not cure."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +182,10 @@ def record_gif(
 
     parquet = record_episode(recording, gif_workplace(output_dir), device, episode, is_interrupted)
     gif = output_dir / episode_file(episode, ".gif")
-    write_gif(parquet, partial_path(gif))
-    os.replace(partial_path(gif), gif)
+    temporary = partial_path(gif, os.getpid())
+    with writing(gif):
+        write_gif(parquet, temporary)
+        os.replace(temporary, gif)
     parquet.unlink()
     return gif
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,9 @@ def test_rows_stream_to_a_temporary_name_until_the_episode_ends(tmp_path: Path) 
     env = square(tmp_path, length_steps=200)
     play(env, ROWS_PER_GROUP + 1)
     final = tmp_path / "level_0" / "env_0" / "episode_000000.parquet"
-    assert [path.name for path in final.parent.iterdir()] == [partial_path(final).name]
-    assert partial_path(final).stat().st_size > 5000  # a row group is on disk already
+    temporary = partial_path(final, os.getpid())
+    assert list(final.parent.iterdir()) == [temporary]
+    assert temporary.stat().st_size > 5000  # a row group is on disk already
     env.close()
     assert [path.name for path in final.parent.iterdir()] == [final.name]
     file = pq.ParquetFile(final)

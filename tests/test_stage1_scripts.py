@@ -1,15 +1,12 @@
 """Both scripts of stage 1 through their real command lines: real games, tiny numbers, real kills."""
 
 import base64
-import contextlib
 import io
 import json
 import os
 import pickle
 import re
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -18,67 +15,25 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import toy_world
-from episode_recorder import METADATA_KEY, MIN_KEPT_STEPS
+from episode_recorder import MIN_KEPT_STEPS
 from PIL import Image
+from stage_one import (
+    GENERATE,
+    ONE_GAME,
+    SMALL_GAME,
+    STAGE1,
+    TINY,
+    TRAIN,
+    call,
+    contents,
+    footer,
+    is_refused,
+    start,
+    state,
+    still_running,
+    wait_for,
+)
 from train_ppo_and_collect_data_parallel import RETURNS_PER_LEVEL, Progress
-
-STAGE1 = Path(__file__).resolve().parent.parent / "ViZDoomPPO"
-TRAIN, GENERATE = STAGE1 / "train_ppo_and_collect_data_parallel.py", STAGE1 / "load_model_generate_dataset.py"
-SMALL_GAME = ["--scenario", "basic", "--screen_resolution", "RES_160X120", "--episode_tics", "80", "--device", "cpu"]
-TINY = [*SMALL_GAME, "--n_steps", "32", "--batch_size", "32", "--n_epochs", "1", "--eval_episodes", "1"]
-ONE_GAME = [*TINY, "--n_train_envs", "1"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
-
-
-def call(script: Path, *flags: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(script), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, cwd=cwd)
-
-
-def start(script: Path, *flags: str | Path) -> tuple[subprocess.Popen[bytes], str]:
-    """A script left running, its output discarded, and the mark by which `still_running` knows what it started."""
-    mark = f"GAME_TEST_MARK={os.urandom(8).hex()}"
-    command = [sys.executable, str(script), *map(str, flags)]
-    environment = ENVIRONMENT | dict([mark.split("=")])
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment), mark
-
-
-def still_running(mark: str) -> list[str]:
-    """The processes that carry the mark in their environment, engines included; nothing to see without /proc."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if mark.encode() in path.read_bytes():
-                found.append(path.parent.name)
-    return found
-
-
-def wait_for(condition: object, limit_s: float = 60) -> None:
-    until_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < until_s, "waited in vain"
-        time.sleep(0.02)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every finished episode with its bytes."""
-    paths = [path for pattern in ("*.parquet", "*.gif") for path in folder.rglob(f"episode_{pattern}")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
-
-
-def footer(path: Path) -> dict:
-    return json.loads(pq.ParquetFile(path).metadata.metadata[METADATA_KEY])
-
-
-def state(folder: Path) -> dict:
-    with zipfile.ZipFile(folder / "policy" / "last_model.zip") as archive:
-        return json.loads(archive.read("state.json"))
-
-
-def is_refused(result: subprocess.CompletedProcess[str], *words: str) -> bool:
-    """One line on stderr with all the words, exit code 2."""
-    lines = result.stderr.strip().splitlines()
-    return result.returncode == 2 and len(lines) == 1 and all(word in lines[0] for word in words)
 
 
 @pytest.mark.parametrize("script", [TRAIN, GENERATE])
