@@ -3,9 +3,11 @@
 Knows nothing of what is inside. Used by everything in the root that writes to disk.
 """
 
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,12 +16,17 @@ from pathlib import Path
 
 from command_line import BadInput
 
-TEMPORARY_MARK = ".partial-"
+TEMPORARY_MARK = ".partial-"  # unfinished
+REPLACED_MARK = ".replaced-"  # a whole folder that has just made room for its successor
+
+
+def _beside(path: Path, mark: str) -> Path:
+    return path.with_name(f".{path.name}{mark}{uuid.uuid4().hex[:8]}")
 
 
 def _temporary(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}{TEMPORARY_MARK}{uuid.uuid4().hex[:8]}")
+    return _beside(path, TEMPORARY_MARK)
 
 
 @contextmanager
@@ -28,7 +35,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = _temporary(path)
     try:
-        yield temporary
+        with _named_errors(path):
+            yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -37,14 +45,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Like `replacing`, for a folder. An old one goes only after the new one is complete; a kill between the two
-    renames leaves neither under the name, and both beside it."""
+    renames leaves neither under the name, until `put_back` (or the next writer) gives the old one its name again."""
     path = Path(path)
     temporary = _temporary(path)
+    put_back(path)
     temporary.mkdir()
     try:
-        yield temporary
+        with _named_errors(path):
+            yield temporary
         if path.exists():
-            old = _temporary(path)
+            old = _beside(path, REPLACED_MARK)
             os.replace(path, old)
             os.replace(temporary, path)
             shutil.rmtree(old)
@@ -54,13 +64,50 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files and folders that killed writers left directly in `folder`."""
-    for leftover in folder.glob(f".*{TEMPORARY_MARK}*"):
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """A failed write as an OSError with its number and a path; safetensors raises its own kind, with the number."""
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else re.search(r"os error (\d+)", str(error))
+        if number is None or (isinstance(error, OSError) and error.filename):
+            raise
+        number = number if isinstance(number, int) else int(number.group(1))
+        raise OSError(number, os.strerror(number), str(path)) from None
+
+
+def put_back(path: Path) -> None:
+    """Gives a folder its name again that a killed `replacing_folder` had moved aside; whole, as it was before."""
+    for old in sorted(path.parent.glob(f".{glob.escape(path.name)}{REPLACED_MARK}*")):
+        if path.exists():  # the successor is in place, only the removal was missed
+            shutil.rmtree(old)
+        else:
+            os.replace(old, path)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Tidies up after killed writers of what is called `name` (a pattern) directly in `folder`.
+
+    Whole old folders get their names back, parts go. Never call it beside a writer that is at work on such a name."""
+    for old in sorted(folder.glob(f".{name}{REPLACED_MARK}*")):
+        put_back(folder / old.name[1:].rpartition(REPLACED_MARK)[0])
+    for leftover in sorted(folder.glob(f".{name}{TEMPORARY_MARK}*")):
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
+
+
+def check_writable(flag: str, folder: Path) -> None:
+    """Raises BadInput where a flag's output folder could not be made or written in; makes nothing yet."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise BadInput(f"{flag} {folder}: {existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise BadInput(f"{flag} {folder}: no permission to write in {existing}; name another folder")
 
 
 def write_json(path: str | Path, value: object) -> None:

@@ -15,8 +15,9 @@ and latent_black.pt at its root: parameters (1, M, h, w) of a black frame, metad
 """
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -125,8 +126,36 @@ def save_latents(path: Path, moments: Tensor, metadata: dict[str, Any], **column
         raise ValueError("moments are a slice of something larger; clone them first")
     columns = {name: column.clone() for name, column in columns.items()}
     metadata = {"format_version": FORMAT_VERSION, **metadata}
-    with replacing(path) as temporary:
-        torch.save({"parameters": moments, **columns, "metadata": metadata}, temporary)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        writer = _Writer(file)
+        try:
+            torch.save({"parameters": moments, **columns, "metadata": metadata}, writer)
+        except RuntimeError:
+            raise writer.error or OSError(f"{path}: cannot be written") from None
+
+
+class _Writer:
+    """A file for torch.save that remembers why a write failed: torch would say something else. It names no path, which
+    torch would write into the file: the same latents are the same bytes wherever they lie."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Writes all of `data`, as torch calls it."""
+        return self._remembering(self.file.write, data)
+
+    def flush(self) -> None:
+        """Likewise."""
+        self._remembering(self.file.flush)
+
+    def _remembering(self, act: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return act(*args)
+        except OSError as error:
+            self.error = self.error or error
+            raise
 
 
 def tree_root(path: Path) -> Path | None:
