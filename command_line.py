@@ -5,10 +5,13 @@ Used by every root script; `ViZDoomPPO/console.py` is its counterpart, since sta
 """
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+
+import processes
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 LR_SCHEDULERS = ("constant_with_warmup", "constant", "linear", "cosine")
@@ -29,7 +32,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong with a flag in one line, without the usage above it; exit code 2 as argparse has it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see --help\n")
+        sys.exit(_fail(f"{self.prog}: {' '.join(message.split())}; see --help", 2))
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -145,7 +148,8 @@ def resolve_device(name: str) -> str:
 
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return next(device for device in DEVICES[1:] if present[device])
+        is_cpu = processes.is_cpu_asked_for()
+        return next(device for device in DEVICES[1:] if present[device] and (device == "cpu" or not is_cpu))
     if not present[name]:
         raise BadInput(
             f"--device {name}: torch {torch.__version__} finds no such device here; use --device auto or cpu"
@@ -154,23 +158,56 @@ def resolve_device(name: str) -> str:
 
 
 def print_settings(args: argparse.Namespace, **resolved: object) -> None:
-    """Prints every setting, one `name: value` per line; `resolved` overrides flags by what they became."""
+    """Prints every setting, one `name: value` per line; `resolved` overrides flags by what they became.
+
+    Of several processes that share the command only the first one prints."""
+    if processes.rank() > 0:
+        return
     for name, value in {**vars(args), **resolved}.items():
         print(f"{name}: {value}", flush=True)
 
 
-def run(main: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser) -> None:
-    """Parses the command line and calls `main(args)`; BadInput becomes one line on stderr and exit code 2."""
-    args = arguments.parse_args()
+def run(
+    main: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser, *, is_shared: bool = False
+) -> None:
+    """Parses the command line and calls `main(args)`; BadInput and a failing disk become one line and exit code 2.
+
+    One line for all processes that share the command, too: see processes.py. is_shared: whether `main` splits its work
+    among them."""
+    name = Path(sys.argv[0]).name
     try:
+        args = arguments.parse_args()
+        if is_shared and (missing := processes.missing()) > 1:
+            sys.exit(processes.start(missing))
         main(args)
-    except BadInput as error:
-        message = " ".join(str(error).split())
-        sys.exit(_fail(f"{Path(sys.argv[0]).name}: {message}", 2))
+    except (BadInput, processes.CannotStart) as error:
+        sys.exit(_fail(f"{name}: {' '.join(str(error).split())}", 2))
+    except OSError as error:
+        sys.exit(_fail(f"{name}: {_what_failed(error)}", 2, error))
     except KeyboardInterrupt:
-        sys.exit(_fail(f"{Path(sys.argv[0]).name}: interrupted; run the same command again to go on", 130))
+        sys.exit(_fail(f"{name}: interrupted; run the same command again to go on", 130))
+    except Exception as error:  # a fault of ours: shown whole, but once
+        processes.wait_for_the_spokesman(error)
+        raise
 
 
-def _fail(line: str, code: int) -> int:
+def _fail(line: str, code: int, error: Exception | None = None) -> int:
+    processes.wait_for_the_spokesman(error)
     print(line, file=sys.stderr, flush=True)
     return code
+
+
+def _what_failed(error: OSError) -> str:
+    """An OSError as `where: what; cure`."""
+    text = " ".join((error.strerror or str(error).strip().rpartition("\n")[2] or type(error).__name__).split())
+    again = "run the same command again, it goes on from what is whole"
+    cures = {
+        errno.ENOSPC: f"free some space, then {again}",
+        errno.EDQUOT: f"free some space, then {again}",
+        errno.EFBIG: f"a file may not grow that large here; raise the limit, then {again}",
+        errno.EROFS: "name another folder",
+        errno.EACCES: "change the permission, or name another folder",
+        errno.EPERM: "change the permission, or name another folder",
+    }
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{text}; {cures.get(error.errno, f'see to it, then {again}')}"

@@ -1,8 +1,9 @@
 """Stage 2: reads episodes and an autoencoder, writes latents: one latent_episode_<n>.pt per episode, in the same tree.
 
 Frames stream through, so memory does not grow with an episode's length. The same command again encodes only what is
-missing or changed (rows or bytes of the episode, the encoder, the stride). Several GPUs share the work with
---num_chunks: one process each, with its own --chunk_id and --gpu_id. The autoencoder is kept beside the latents.
+missing or changed (rows or bytes of the episode, the encoder, the stride). Several GPUs share the episodes under
+`accelerate launch`, or with --num_chunks: one process each, with its own --chunk_id and --gpu_id. The autoencoder is
+kept beside the latents.
 
     python encode_images.py --dataset_basepath episodes --save_dir_path latents --model_folder_or_id runs/autoencoder
     python encode_images.py --dataset_basepath episodes --save_dir_path latents --model_folder_or_id runs/autoencoder \\
@@ -12,7 +13,6 @@ missing or changed (rows or bytes of the episode, the encoder, the stride). Seve
 import argparse
 import dataclasses
 import glob
-import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import command_line
-from artifacts import TEMPORARY_MARK, replacing_folder, sha256_of_tensors
+import processes
+from artifacts import check_writable, remove_leftovers, replacing_folder, sha256_of_tensors
 from command_line import BadInput
 from episodes import (
     BLACK_NAME,
@@ -92,17 +93,16 @@ def main(args: argparse.Namespace) -> None:
     if not 0 <= args.chunk_id < args.num_chunks:
         known = f"0..{args.num_chunks - 1} with --num_chunks {args.num_chunks}"
         raise BadInput(f"--chunk_id {args.chunk_id}: it is one of {known}")
-    check_writable(args.save_dir_path)
+    check_writable("--save_dir_path", args.save_dir_path)
     infos = inspect_all(args.dataset_basepath)
     rows = rows_per_stride(infos, preset.frame_stride)
     step = 1 if args.all_tics else rows
-    mine = infos[args.chunk_id :: args.num_chunks]
+    chunk = infos[args.chunk_id :: args.num_chunks]
+    mine = chunk[processes.rank() :: processes.count()]
 
-    device = command_line.resolve_device(args.device)
-    if args.gpu_id is not None:
-        device = numbered_device(device, args.gpu_id)
+    device = choose_device(args)
     command_line.print_settings(
-        args, preset=preset.name, device=device, episodes=len(infos), episodes_of_this_chunk=len(mine),
+        args, preset=preset.name, device=device, episodes=len(infos), episodes_of_this_chunk=len(chunk),
         tics_per_stored_row=step * infos[0].tics_per_row,
     )  # fmt: skip
     import torch
@@ -111,16 +111,22 @@ def main(args: argparse.Namespace) -> None:
 
     autoencoder = load_autoencoder(args.model_folder_or_id, preset=preset, device=device)
     facts = encoder_facts(autoencoder, infos[0], step)  # before rounding to --dtype: the weights as stored
-    if args.chunk_id == 0:
+    is_first = args.chunk_id == 0 and processes.rank() == 0
+    if is_first:
         keep_autoencoder(autoencoder, args.save_dir_path / AUTOENCODER_NAME)
     autoencoder.to(dtype=getattr(torch, DTYPES.get(args.dtype, args.dtype)))
-    keep_black(autoencoder, args.save_dir_path, facts["encoder_sha256"])
+    if is_first:
+        keep_black(autoencoder, args.save_dir_path, facts["encoder_sha256"])
     wanted = [(info, output_path(info, args)) for info in mine]
     pending = [(info, output) for info, output in wanted if not is_current(output, {**facts, **source_facts(info)})]
     frames = encode_all(pending, autoencoder, facts, step, args.batch_size, args.dataloader_num_workers)
+    done = processes.gathered((len(pending), frames))
+    if processes.rank() > 0:
+        return
+    files, frames = (sum(each) for each in zip(*done, strict=True))
     others = f"; chunk {args.chunk_id} of {args.num_chunks}, run the others too" if args.num_chunks > 1 else ""
     print(
-        f"wrote {len(pending)} of {len(mine)} latent files ({frames} frames) under {args.save_dir_path}{others}; next: "
+        f"wrote {files} of {len(chunk)} latent files ({frames} frames) under {args.save_dir_path}{others}; next: "
         f"python train_text_to_image.py --dataset_basepath {args.save_dir_path} --output_dir runs/world_model "
         f"--preset {args.preset or preset.name}"
     )
@@ -141,17 +147,6 @@ def choose_preset(args: argparse.Namespace) -> Preset:
     return dataclasses.replace(preset, frame_stride=args.frame_stride) if args.frame_stride else preset
 
 
-def check_writable(save_dir_path: Path) -> None:
-    """Raises BadInput where the output folder could not be made; makes nothing yet."""
-    folder = save_dir_path.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise BadInput(f"--save_dir_path {save_dir_path}: {folder} is a file; name a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadInput(f"--save_dir_path {save_dir_path}: no permission to write in {folder}; name another folder")
-
-
 def inspect_all(dataset_basepath: Path) -> list[EpisodeInfo]:
     """Every episode's footer, in order. Raises BadInput for the first broken one, or when they do not go together."""
     infos = [inspect_episode(path) for path in find_episodes(dataset_basepath)]
@@ -159,15 +154,27 @@ def inspect_all(dataset_basepath: Path) -> list[EpisodeInfo]:
     return infos
 
 
-def numbered_device(device: str, gpu_id: int) -> str:
-    """`cuda` -> `cuda:<gpu_id>`. Raises BadInput when it is not there, or the device is no GPU."""
+def choose_device(args: argparse.Namespace) -> str:
+    """`--device`, its number from --gpu_id or, of several processes, from this one's place on its machine.
+
+    Raises BadInput when that GPU is not there, or when a number is given for what is no GPU or for several processes.
+    """
+    device = command_line.resolve_device(args.device)
+    if args.gpu_id is not None and processes.count() > 1:
+        raise BadInput(f"--gpu_id {args.gpu_id}: each of the {processes.count()} processes takes its own; leave it out")
+    number = args.gpu_id
+    if number is None and device == "cuda" and processes.count() > 1:
+        number = processes.local_rank()
+    if number is None:
+        return device
     import torch
 
     if device != "cuda":
-        raise BadInput(f"--gpu_id {gpu_id}: the device is {device}; leave it out, or use --device cuda")
-    if not 0 <= gpu_id < torch.cuda.device_count():
-        raise BadInput(f"--gpu_id {gpu_id}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
-    return f"cuda:{gpu_id}"
+        raise BadInput(f"--gpu_id {number}: the device is {device}; leave it out, or use --device cuda")
+    if number >= torch.cuda.device_count():
+        which = f"--gpu_id {number}" if args.gpu_id is not None else f"process {number} of this machine"
+        raise BadInput(f"{which}: there are {torch.cuda.device_count()} GPUs, numbered from 0; use fewer processes")
+    return f"cuda:{number}"
 
 
 def output_path(info: EpisodeInfo, args: argparse.Namespace) -> Path:
@@ -214,6 +221,7 @@ def keep_autoencoder(autoencoder: "Autoencoder", folder: Path) -> None:
     """Copies the autoencoder beside its latents, so that the next stages find it; leaves an equal one alone."""
     from model import load_autoencoder
 
+    remove_leftovers(folder.parent, folder.name)
     if folder.is_dir():
         try:
             if fingerprint(load_autoencoder(folder)) == fingerprint(autoencoder):
@@ -236,6 +244,7 @@ def keep_black(autoencoder: "Autoencoder", save_dir_path: Path, encoder_sha256: 
     from latents import open_latents, save_latents
 
     path = save_dir_path / BLACK_NAME
+    remove_leftovers(path.parent, path.name)
     if path.is_file() and open_latents(path)["metadata"].get("encoder_sha256") == encoder_sha256:
         return
     moments = autoencoder.black_moments().to("cpu", torch.float16).clone()
@@ -266,15 +275,22 @@ def encode_all(
     from latents import save_latents
 
     batches = decoded_ahead(encoded_batches(pending, step, batch_size), num_workers)
-    with tqdm(total=sum(-(-info.rows // step) for info, _ in pending), unit="frame", desc="encode") as bar:
+    frames = 0
+    with tqdm(
+        total=sum(-(-info.rows // step) for info, _ in pending),
+        unit="frame",
+        desc="encode",
+        disable=processes.rank() > 0,
+    ) as bar:
         for info, output in pending:
             output.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(output)
+            remove_leftovers(output.parent, glob.escape(output.name))  # of this very file; others write other files
             bar.set_postfix_str(info.path.name)
             with tempfile.TemporaryFile(dir=output.parent) as scratch:
                 job, shape = encode_episode(batches, autoencoder, scratch, bar.update)
                 save_latents(output, mapped_moments(scratch, shape), {**source_facts(info), **facts}, **tensors(job))
-        return bar.n
+            frames += len(job.rows)
+    return frames
 
 
 def encoded_batches(
@@ -348,11 +364,5 @@ def tensors(job: Job) -> dict[str, Any]:
     return {name: torch.from_numpy(column) for name, column in job.columns.items()}
 
 
-def remove_leftovers(output: Path) -> None:
-    """Removes what a killed run left of this very file; other chunks write other files."""
-    for leftover in output.parent.glob(f".{glob.escape(output.name)}{TEMPORARY_MARK}*"):
-        leftover.unlink(missing_ok=True)
-
-
 if __name__ == "__main__":
-    command_line.run(main, build_parser())
+    command_line.run(main, build_parser(), is_shared=True)

@@ -13,6 +13,7 @@ autoencoder whole. The same command again resumes exactly where the last checkpo
 import argparse
 import dataclasses
 import time
+from pathlib import Path
 
 import command_line
 from command_line import BadInput
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    from artifacts import check_writable
     from episodes import common_facts, find_episodes, inspect_episode, split_episodes
     from model_folders import find_autoencoder
     from presets import get_preset
@@ -78,6 +80,7 @@ def main(args: argparse.Namespace) -> None:
         raise BadInput(f"{args.dataset_basepath}: {len(paths)} episode, none left to validate on; record at least two")
     batch_size = args.batch_size or (preset.autoencoder_batch_size if preset else 32)
     learning_rate = args.learning_rate or (preset.autoencoder_learning_rate if args.train_from_scratch else 1e-4)
+    check_writable("--output_dir", Path(args.output_dir))
     command_line.print_settings(
         args,
         batch_size=batch_size,
@@ -127,10 +130,10 @@ def main(args: argparse.Namespace) -> None:
     while True:
         is_over = run.is_over()
         with run.housekeeping():
+            if is_over or run.is_due(args.validation_steps):
+                validation(is_last=is_over)  # before the checkpoint, whose numbers are then all there
             if is_over or run.is_due(args.checkpointing_steps):
                 run.save(validation.save_model)
-            if is_over or run.is_due(args.validation_steps):
-                validation(is_last=is_over)
         if is_over:
             break
         for micro in range(args.gradient_accumulation_steps):
@@ -228,4 +231,4 @@ class Validation:
 
 
 if __name__ == "__main__":
-    command_line.run(main, build_parser())
+    command_line.run(main, build_parser(), is_shared=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import command_line
+from artifacts import check_writable
 from command_line import BadInput
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class Plan:
 
 def main(args: argparse.Namespace) -> None:
     plan = make_plan(args)
+    if not args.dry_run:
+        check_writable("--output_dir", Path(args.output_dir))
     command_line.print_settings(
         args,
         frame_stride=plan.preset.frame_stride,
@@ -207,10 +210,10 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
     while True:
         is_over = run.is_over()
         with run.housekeeping():
+            if is_over or run.is_due(args.validation_steps):
+                validation(is_last=is_over)  # before the checkpoint, whose numbers are then all there
             if is_over or run.is_due(args.checkpointing_steps):
                 run.save(validation.save_model)
-            if is_over or run.is_due(args.validation_steps):
-                validation(is_last=is_over)
         if is_over:
             break
         train_step()
@@ -357,4 +360,4 @@ def to_latents(batch: dict, autoencoder, posterior_eps):
 
 
 if __name__ == "__main__":
-    command_line.run(main, build_parser())
+    command_line.run(main, build_parser(), is_shared=True)

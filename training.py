@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
@@ -27,10 +28,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+import processes
 from artifacts import read_json, remove_leftovers, replacing_folder, write_json
 from command_line import LR_SCHEDULERS, BadInput, resolve_device
 from optimizers import make_optimizer, pack_state, unpack_state
-from run_folder import check_identity, choose_checkpoint, first_broken, list_checkpoints, save_tensors
+from run_folder import (
+    TENSOR_FILES,
+    check_identity,
+    choose_checkpoint,
+    damaged_after,
+    first_broken,
+    forget_after,
+    list_checkpoints,
+    save_tensors,
+)
 from window_sampler import WindowSampler
 
 LOG_EVERY_SECONDS = 10.0
@@ -57,6 +68,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=processes.WAIT)],
     )
     accelerator.print(f"device: {accelerator.device}")
     return accelerator
@@ -81,7 +93,10 @@ class TrainingRun:
         optimizer: `adamw` or `adafactor`."""
         self.args, self.accelerator, self.unit = args, accelerator, unit
         self.output_dir = Path(args.output_dir)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        if accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.output_dir)
+            remove_leftovers(self.output_dir / "samples")
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         model.to(accelerator.device)
@@ -104,20 +119,20 @@ class TrainingRun:
         self.seconds_before = 0.0
         self.items: int | None = None  # size of the data set, known from the checkpoint or once batches are drawn
         self.identity = identity
-        checkpoint = choose_checkpoint(self.output_dir, args.resume_from_checkpoint)
+        checkpoint = self._choose_checkpoint()
         if checkpoint is not None:
             check_identity(self.output_dir, identity)
-        if accelerator.is_main_process:
-            remove_leftovers(self.output_dir)
-        if checkpoint is not None:
             self._load(checkpoint)
             accelerator.print(f"resumed from {checkpoint}")
+        if accelerator.is_main_process:
+            forget_after(self.output_dir, self.step)
         self.first_step = self.step
         self.bar: tqdm | None = None
         self.started = self.logged = time.monotonic()
         self.steps_logged = self.step
         self.data_seconds = 0.0
-        self.loss_sum = torch.zeros((), device=accelerator.device)
+        self.step_loss = torch.zeros((), device=accelerator.device)  # of this process
+        self.loss_sum = torch.zeros((), device=accelerator.device)  # of all, since the last log line
 
     def was_finished(self, model_folder: str) -> bool:
         """Whether an earlier session already reached the end and wrote its model; says so."""
@@ -127,6 +142,7 @@ class TrainingRun:
                 f"{self.output_dir / model_folder} is finished: {self.step} steps, "
                 f"{self.trained_seconds / 60:.1f} minutes; raise --max_train_steps or --max_train_minutes to go on"
             )
+            self.close()
         return is_finished
 
     def batches(self, dataset: Dataset, batch_size: int) -> Iterator:
@@ -152,6 +168,23 @@ class TrainingRun:
         except BadInput as error:  # out of a worker it comes with its traceback as text
             raise BadInput(str(error).rpartition("BadInput: ")[2].strip()) from None
 
+    def _choose_checkpoint(self) -> Path | None:
+        """What the first process finds, once it has tidied up, for all."""
+        found = None
+        if self.accelerator.is_main_process:
+            found = choose_checkpoint(self.output_dir, self.args.resume_from_checkpoint)
+        if found is not None and self.args.resume_from_checkpoint == "latest":
+            for damaged in damaged_after(self.output_dir, found):
+                self.write(f"{damaged}: going on from {found.name}, the newest that is whole")
+        found = self._agreed(found)
+        if found is not None and not found.is_dir():
+            raise BadInput(f"{found} is not on this machine; --output_dir must be a folder that all machines share")
+        return found
+
+    def _agreed(self, value: Any) -> Any:
+        """The first process's value, on every process."""
+        return broadcast_object_list([value])[0] if self.accelerator.num_processes > 1 else value
+
     def first_index(self, micro: int, batch_size: int) -> int:
         """Where this process's part of a micro-batch begins in the global batch, as `WindowSampler` counts."""
         return (micro * self.accelerator.num_processes + self.accelerator.process_index) * batch_size
@@ -167,7 +200,8 @@ class TrainingRun:
         """Starts the clock and the bar; call right before the loop."""
         self.started = self.logged = time.monotonic()
         if self.args.report_to != "none":
-            self.accelerator.init_trackers("neural_game_engine")
+            forgotten = {"tensorboard": {"purge_step": self.step + 1}}  # as in metrics.jsonl
+            self.accelerator.init_trackers("neural_game_engine", init_kwargs=forgotten)
         minutes = self.args.max_train_minutes
         if minutes is None:
             bar = {"total": self.args.max_train_steps, "initial": self.step, "unit": "step"}
@@ -181,7 +215,7 @@ class TrainingRun:
         """Whether `--max_train_steps` or `--max_train_minutes` is reached; every process gets the same answer."""
         minutes = self.args.max_train_minutes
         over = self.step >= self.args.max_train_steps or (minutes is not None and self.trained_seconds >= 60 * minutes)
-        return bool(broadcast_object_list([over])[0]) if self.accelerator.num_processes > 1 else over
+        return over if minutes is None else self._agreed(over)
 
     def eta_seconds(self) -> float:
         """Seconds left at this session's mean speed, by steps or by minutes, whichever ends first."""
@@ -211,20 +245,26 @@ class TrainingRun:
             self.accelerator.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.loss_sum += loss.detach() / self.args.gradient_accumulation_steps
+        self.step_loss += loss.detach() / self.args.gradient_accumulation_steps
 
     def finish_step(self, items: int) -> None:
-        """Moves learning rate, EMA and counters by one step of `items` training items, and logs now and then."""
+        """Moves learning rate, EMA and counters by one step of `items` training items, and logs now and then.
+
+        Always at a checkpoint: what comes after it is forgotten when the run goes on from there."""
         self.schedule.step()
         self._average()
         self.step += 1
+        # Every step: when to log is for the first process alone to say, and it needs no other to do so.
+        self.loss_sum += self.accelerator.reduce(self.step_loss, "mean")
+        self.step_loss.zero_()
         if self.bar is not None and self.args.max_train_minutes is None:
             self.bar.update()
         elif self.bar is not None:
             self.bar.set_postfix_str(f"step {self.step}", refresh=False)
             self.bar.update(min(self.trained_seconds, self.bar.total) - self.bar.n)
         now = time.monotonic()
-        if now - self.logged >= LOG_EVERY_SECONDS or self.step == self.args.max_train_steps:
+        is_last = self.step == self.args.max_train_steps
+        if now - self.logged >= LOG_EVERY_SECONDS or is_last or self.is_due(self.args.checkpointing_steps):
             steps, seconds = self.step - self.steps_logged, now - self.logged
             loss = self._finite_loss() / steps
             self.log(
@@ -245,7 +285,7 @@ class TrainingRun:
 
     def _finite_loss(self) -> float:
         """The loss summed since the last log line, the mean over processes. Raises BadInput where it is no number."""
-        loss = float(self.accelerator.reduce(self.loss_sum, "mean"))
+        loss = float(self.loss_sum)
         if not math.isfinite(loss):
             raise self._blown_up(f"the loss became {loss} before step {self.step}")
         return loss
@@ -253,7 +293,8 @@ class TrainingRun:
     def _blown_up(self, what: str) -> BadInput:
         checkpoints = list_checkpoints(self.output_dir)
         where = f"the same command goes on from {checkpoints[-1].name}" if checkpoints else "begin again"
-        self.close()  # the bar would else come after the last line
+        if self.bar is not None:
+            self.bar.close()  # it would else come after the last line
         return BadInput(f"{what}; nothing of it was saved: {where}, with a lower --learning_rate")
 
     @contextmanager
@@ -307,9 +348,10 @@ class TrainingRun:
             return
         moments, numbers = pack_state(self.optimizer)
         with replacing_folder(self.output_dir / f"checkpoint-{self.step}") as folder:
-            save_tensors(dict(zip(self.names, self.parameters, strict=True)), folder / "model.safetensors")
-            save_tensors(dict(zip(self.names, self.ema.shadow_params, strict=True)), folder / "ema.safetensors")
-            save_tensors(moments, folder / "optimizer.safetensors")
+            model = dict(zip(self.names, self.parameters, strict=True))
+            ema = dict(zip(self.names, self.ema.shadow_params, strict=True))
+            for name, tensors in zip(TENSOR_FILES, (model, ema, moments), strict=True):
+                save_tensors(tensors, folder / name)
             state = {
                 "step": self.step,
                 "trained_seconds": self.trained_seconds,
@@ -328,8 +370,7 @@ class TrainingRun:
         state = read_json(checkpoint / "state.json")
         another = "name an older one with --resume_from_checkpoint"
         try:
-            model, ema = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "ema"))
-            moments = load_file(checkpoint / "optimizer.safetensors")
+            model, ema, moments = (load_file(checkpoint / name) for name in TENSOR_FILES)
             with torch.no_grad():
                 for name, parameter, shadow in zip(self.names, self.parameters, self.ema.shadow_params, strict=True):
                     parameter.copy_(model[name])
@@ -355,8 +396,8 @@ class TrainingRun:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-        if self.args.report_to != "none":
-            self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
 
 
 def uses_channels_last(args: argparse.Namespace, device: torch.device) -> bool:

@@ -35,6 +35,18 @@ def run_script(
     )
 
 
+def launch(
+    name: str, *args: object, processes: int = 2, extra: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script as `accelerate launch --cpu --num_processes N` does; name: a script's, or a path."""
+    path = script_path(name) if "/" not in name else Path(name)
+    words = [Path(sys.executable).parent / "accelerate", "launch", "--cpu", "--num_processes", processes]
+    words += ["--main_process_port", 0, path, *args]
+    return subprocess.run(
+        [str(word) for word in words], env=environment(extra), capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+
+
 def succeed(name: str, *args: object, cwd: Path | None = None, extra: Mapping[str, str] | None = None) -> str:
     """Runs a script that must succeed, and returns its stdout."""
     done = run_script(name, *args, cwd=cwd, extra=extra)
