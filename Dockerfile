@@ -16,6 +16,7 @@ WORKDIR /app
 # The packages change less often than the code: this layer stays. PyTorch's wheels from PyPI bring CUDA themselves.
 COPY --chown=player:player setup.sh vizdoom_requirements.txt diffusion_requirements.txt ./
 COPY --chown=player:player tests/requirements.txt tests/
+COPY --chown=player:player ViZDoomPPO/ray_requirements.txt ViZDoomPPO/
 RUN bash setup.sh --cuda
 COPY --chown=player:player . .
 

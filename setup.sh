@@ -16,7 +16,7 @@ for flag in "$@"; do
     esac
 done
 ! command -v nvidia-smi >/dev/null 2>&1 || has_gpu=yes
-fingerprint=$(cat ./*_requirements.txt tests/requirements.txt | cksum | cut -d' ' -f1)
+fingerprint=$(cat ./*_requirements.txt tests/requirements.txt ViZDoomPPO/ray_requirements.txt | cksum | cut -d' ' -f1)
 if [ -f ".venv/installed-$wanted-$fingerprint" ] || [ -f ".venv/installed-tests-$fingerprint" ]; then
     exit 0
 fi

@@ -11,10 +11,12 @@ whatever the number of workers; episodes already there are kept. Parquet goes to
 
 import argparse
 import hashlib
+import importlib.util
 import os
 import shutil
 import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--record_stride", type=int, default=1, help="record every n-th tic; divides the 4 tics of an agent step")
     add("--split", choices=SPLITS, default="train", help="eval episodes serve validation; their games differ")
     add("--seed", type=int, default=0, help="of the games and of the actions drawn")
-    add("--num_workers", type=int, default=os.cpu_count() or 1, help="games played at once, a process each")
+    add("--num_workers", type=int, help="games played at once, a process each; default: as many as there are cores")
+    add(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="record over the Ray cluster at ADDRESS, `auto`: the one of this machine; no ADDRESS: RAY_ADDRESS, or "
+        "one of its own; files come back here, recorders play on CPUs",
+    )
     add_device_flag(arguments)
     return arguments
 
@@ -57,13 +67,17 @@ def build_parser() -> argparse.ArgumentParser:
 def check_flags(args: argparse.Namespace) -> None:
     """Raises BadInput for what cannot be played, before anything heavy is imported."""
     least = {"episodes": 1, "level": 0, "bots": 0, "episode_tics": 1, "image_quality": 1, "record_stride": 1, "seed": 0}
-    for name, value in {**least, "num_workers": 1}.items():
+    for name, value in {**least, **({} if args.num_workers is None else {"num_workers": 1})}.items():
         if getattr(args, name) < value:
             raise BadInput(f"--{name} {getattr(args, name)} is too small; give {value} or more")
     for name, value in {"level": 5, "image_quality": 95}.items():
         if getattr(args, name) > value:
             raise BadInput(f"--{name} {getattr(args, name)} is too large; give {value} or less")
     check_writable(args.output_dir.resolve())
+    if args.ray is not None and importlib.util.find_spec("ray") is None:
+        raise BadInput("--ray needs Ray; run: pip install -r ViZDoomPPO/ray_requirements.txt, here and on every node")
+    if args.ray is not None and args.device not in ("auto", "cpu"):
+        raise BadInput(f"--device {args.device} with --ray: recorders in a cluster play on CPUs; leave out --device")
     if args.policy != RANDOM and not Path(args.policy).is_file():
         raise BadInput(
             f"no policy {args.policy}; train one with train_ppo_and_collect_data_parallel.py and give its "
@@ -94,17 +108,35 @@ def make_recording(args: argparse.Namespace) -> Recording:
     return recording
 
 
+def record(args: argparse.Namespace, recording: Recording, device: str, wanted: list[int], folder: Path) -> None:
+    """Records the wanted episodes into `folder`, on this machine or, with --ray, over a cluster."""
+    from recorder_processes import record_all
+    from tqdm import tqdm
+
+    with ExitStack() as stack:
+        if args.ray is not None and wanted:
+            from ray_recording import cluster, cores, record_on_cluster
+
+            shipped = stack.enter_context(cluster(args.ray, recording))
+            print_settings(args, **asdict(recording), device=device, num_workers=args.num_workers or cores())
+            bar = stack.enter_context(tqdm(total=len(wanted), unit="episode"))
+            record_on_cluster(args.output, shipped, folder, wanted, args.num_workers, bar)
+        else:
+            workers = max(1, min(args.num_workers or os.cpu_count() or 1, len(wanted)))
+            print_settings(args, **asdict(recording), device=device, num_workers=workers)
+            bar = stack.enter_context(tqdm(total=len(wanted), unit="episode"))
+            record_all(args.output, recording, args.output_dir, device, wanted, workers, bar)
+
+
 def main(args: argparse.Namespace) -> None:
     check_flags(args)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: nothing half written
-    output_dir = args.output_dir.resolve()
+    output_dir = args.output_dir = args.output_dir.resolve()
     recording = make_recording(args)
-    device = "none" if recording.policy == RANDOM else resolve_device(args.device)
+    device = "none" if recording.policy == RANDOM else resolve_device("cpu" if args.ray is not None else args.device)
     check_game(recording, device)
 
     from episode_recorder import claimed_folder, episode_file
-    from recorder_processes import record_all
-    from tqdm import tqdm
 
     is_gif = args.output == "gif"
     folder, suffix = (output_dir, ".gif") if is_gif else (recording.folder(output_dir), ".parquet")
@@ -116,11 +148,8 @@ def main(args: argparse.Namespace) -> None:
         cure="choose another --output_dir, or repeat the flags it was recorded with",
     ):
         wanted = [n for n in range(args.episodes) if not (folder / episode_file(n, suffix)).exists()]
-        workers = max(1, min(args.num_workers, len(wanted)))
-        print_settings(args, **asdict(recording), device=device, num_workers=workers)
         try:
-            with tqdm(total=len(wanted), unit="episode") as bar:
-                record_all(args.output, recording, output_dir, device, wanted, workers, bar)
+            record(args, recording, device, wanted, folder)
         except RecorderDied as error:
             sys.exit(f"{Path(sys.argv[0]).name}: {error}; run the same command again to go on")
         finally:

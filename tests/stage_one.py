@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,18 +21,24 @@ ONE_GAME = [*TINY, "--n_train_envs", "1"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
 
 
-def call(script: Path, *flags: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def call(
+    script: Path, *flags: str | Path | int, cwd: Path | None = None, extra: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A script run to its end; `extra` goes into its environment."""
     command = [sys.executable, str(script), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, cwd=cwd)
+    environment = ENVIRONMENT | dict(extra or {})
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=cwd)
 
 
-def start(script: Path, *flags: str | Path, stderr: Path | None = None) -> tuple[subprocess.Popen[bytes], str]:
+def start(
+    script: Path, *flags: str | Path | int, stderr: Path | None = None, extra: Mapping[str, str] | None = None
+) -> tuple[subprocess.Popen[bytes], str]:
     """A script left running, its output discarded, and the mark by which `still_running` knows what it started.
 
     With `stderr` what it says there goes to that file."""
     mark = f"GAME_TEST_MARK={os.urandom(8).hex()}"
     command = [sys.executable, str(script), *map(str, flags)]
-    environment = ENVIRONMENT | dict([mark.split("=")])
+    environment = ENVIRONMENT | dict(extra or {}) | dict([mark.split("=")])
     with open(stderr or os.devnull, "wb") as said:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment), mark
 
@@ -45,6 +51,20 @@ def still_running(mark: str) -> list[str]:
             if mark.encode() in path.read_bytes():
                 found.append(path.parent.name)
     return found
+
+
+def processes_of(mark: str, program: bytes) -> list[int]:
+    """The running processes with `mark` in their environment whose command line holds `program`."""
+    found = []
+    for number in still_running(mark):
+        with contextlib.suppress(OSError):
+            if program in Path(f"/proc/{number}/cmdline").read_bytes():
+                found.append(int(number))
+    return found
+
+
+def parent_of(process_id: int) -> int:
+    return int(Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def wait_for(condition: Callable[[], object], limit_s: float = 60) -> None:

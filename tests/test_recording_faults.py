@@ -14,7 +14,19 @@ from pathlib import Path
 import pytest
 from console import BadInput
 from episode_recorder import EpisodeWriter, partial_path
-from stage_one import GENERATE, ONE_GAME, TRAIN, call, contents, is_refused, start, still_running, wait_for
+from stage_one import (
+    GENERATE,
+    ONE_GAME,
+    TRAIN,
+    call,
+    contents,
+    is_refused,
+    parent_of,
+    processes_of,
+    start,
+    still_running,
+    wait_for,
+)
 
 EPISODES = 6
 FLAGS = ["--policy", "random", "--scenario", "basic", "--screen_resolution", "RES_160X120", "--episode_tics", "120"]
@@ -36,20 +48,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     files = everything(folder)
     assert len(files) == EPISODES + 1  # and recording.json
     return files
-
-
-def processes_of(mark: str, program: bytes) -> list[int]:
-    """The running processes with `mark` in their environment whose command line names `program`."""
-    found = []
-    for number in still_running(mark):
-        with contextlib.suppress(OSError):
-            if program in Path(f"/proc/{number}/cmdline").read_bytes():
-                found.append(int(number))
-    return found
-
-
-def parent_of(process_id: int) -> int:
-    return int(Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_killed_at_any_moment_and_started_again_it_writes_the_same_files(
