@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from optimizers import state_bytes
@@ -19,9 +19,14 @@ GB = 1e9
 
 
 def describe(
-    run: TrainingRun, train_step: Callable[[], None], dataset: Dataset, paths: Sequence[Path], global_batch: int
+    run: TrainingRun,
+    train_step: Callable[[], None],
+    dataset: Dataset,
+    paths: Sequence[Path],
+    global_batch: int,
+    autoencoder: nn.Module,
 ) -> None:
-    """Makes ten steps and prints what they and the whole run take."""
+    """Makes ten steps and prints what they and the whole run take; paths: the data set's files."""
     bytes_on_disk = sum(path.stat().st_size for path in paths)
     run.write(
         f"parameters: {sum(p.numel() for p in run.parameters):,} trained\n"
@@ -39,7 +44,7 @@ def describe(
     step_s = (time.monotonic() - started) / (STEPS - 1)
     grown = peak.grown_bytes()
     run.close()
-    run.write(memory_lines(run, grown))
+    run.write(memory_lines(run, autoencoder, grown))
     minutes, steps = run.args.max_train_minutes, run.args.max_train_steps
     left_s = step_s * steps if minutes is None else min(step_s * steps, 60 * minutes)
     run.write(
@@ -50,11 +55,11 @@ def describe(
     )
 
 
-def memory_lines(run: TrainingRun, grown_bytes: int | None) -> str:
+def memory_lines(run: TrainingRun, autoencoder: nn.Module, grown_bytes: int | None) -> str:
     """Memory needed per device. grown_bytes: by how much the peak of the steps exceeds what was there before them."""
     weights = total_bytes(run.parameters)
     made = {"gradients": weights, "optimizer state": state_bytes(run.optimizer)}
-    parts = {"weights": weights, **made}
+    parts = {"weights": weights, **made, "autoencoder": total_bytes(list(autoencoder.parameters()))}
     if not run.args.ema_on_cpu:
         parts["moving average"] = total_bytes(run.ema.shadow_params)
     how = "without activations, which are not measured on this device"

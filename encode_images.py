@@ -114,7 +114,7 @@ def main(args: argparse.Namespace) -> None:
     is_first = args.chunk_id == 0 and processes.rank() == 0
     if is_first:
         keep_autoencoder(autoencoder, args.save_dir_path / AUTOENCODER_NAME)
-    autoencoder.to(dtype=getattr(torch, DTYPES.get(args.dtype, args.dtype)))
+    autoencoder.to(dtype=getattr(torch, DTYPES.get(args.dtype, args.dtype)), memory_format=torch.channels_last)
     if is_first:
         keep_black(autoencoder, args.save_dir_path, facts["encoder_sha256"])
     wanted = [(info, output_path(info, args)) for info in mine]

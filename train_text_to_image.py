@@ -198,7 +198,7 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
     if args.dry_run:
         from dry_run import describe
 
-        describe(run, train_step, dataset, plan.train_paths, global_batch)
+        describe(run, train_step, dataset, plan.train_paths, global_batch, autoencoder)
         return
     loaded = LoadedWorldModel(world_model, autoencoder, scheduler, config, None)
     validation = Validation(run, loaded, dataset, held_out, args.num_validation_windows)

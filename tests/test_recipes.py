@@ -1,0 +1,80 @@
+"""The recipes of the paper's size: real runs whose only argument is the data path, from any directory."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import REPOSITORY, environment
+from small_runs import call, episodes
+from tiny_models import stable_diffusion_folder, tiny_sd14
+
+from model import load_autoencoder, load_world_model
+
+WORLD_MODEL = "train_diffusion_scripts/single_gpu_latents.sh"
+DECODER = "finetune_vae_scripts/single_gpu.sh"
+QUICK = ("--max_train_steps", 1, "--gradient_accumulation_steps", 1, "--dataloader_num_workers", 0, "--device", "cpu")
+QUICK += ("--report_to", "none")
+
+
+def recipe(name: str, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a recipe with this Python, from a folder of the caller's."""
+    command = ["sh", str(REPOSITORY / name), *(str(word) for word in words)]
+    extra = environment({"PYTHON": sys.executable})
+    return subprocess.run(command, cwd=cwd, env=extra, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def preset_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_sd14(stable_diffusion_folder(tmp_path_factory.mktemp("recipes") / "sd"))
+
+
+@pytest.mark.parametrize("name", [WORLD_MODEL, DECODER])
+def test_without_a_data_path_a_recipe_prints_its_usage(name: str, tmp_path: Path) -> None:
+    done = recipe(name, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("usage: sh ") and not done.stdout
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [WORLD_MODEL, DECODER])
+def test_a_recipe_is_plain_posix_shell(name: str) -> None:
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    assert text.startswith("#!/bin/sh\n") and "set -eu" in text and not re.search(r"\[\[|^function |<<<", text, re.M)
+    assert subprocess.run(["sh", "-n", str(REPOSITORY / name)]).returncode == 0
+
+
+@pytest.mark.parametrize(("name", "batch"), [(WORLD_MODEL, 128), (DECODER, 2048)])
+def test_the_batch_is_the_papers(name: str, batch: int) -> None:
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    command = text[text.index("exec ") :]
+    (windows,) = re.findall(r"--(?:train_)?batch_size (\d+)", command)
+    (accumulated,) = re.findall(r"--gradient_accumulation_steps (\d+)", command)
+    assert int(windows) * int(accumulated) == batch
+
+
+def test_a_recipe_passes_on_what_is_wrong_with_its_data(tmp_path: Path) -> None:
+    done = recipe(WORLD_MODEL, "nowhere", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_both_recipes_train_what_they_promise_from_any_directory(
+    preset_path: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    data = episodes(tmp_path_factory.getbasetemp())
+    os.symlink(data, tmp_path / "my episodes")
+    done = recipe(DECODER, "my episodes", "--preset", preset_path, *QUICK, "--num_validation_frames", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "mixed_precision: bf16" in done.stdout and "global batch 8" in done.stdout
+    assert load_autoencoder(tmp_path / "runs/sd14_decoder").geometry.frame_width == 16
+    words = ("--dataset_basepath", data, "--save_dir_path", tmp_path / "my latents", "--preset", preset_path)
+    call("encode_images.py", *words, "--all_tics", "--device", "cpu", "--dataloader_num_workers", 0)
+    done = recipe(
+        WORLD_MODEL, "my latents", "--preset", preset_path, *QUICK, "--num_validation_windows", 2, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "optimizer: adafactor" in done.stdout and "global batch 16" in done.stdout
+    assert load_world_model(tmp_path / "runs/sd14").config.context_length == 4
