@@ -8,6 +8,8 @@ autoencoder whole. The same command again resumes exactly where the last checkpo
         --train_from_scratch --preset small --max_train_minutes 30
     python finetune_vae.py --dataset_basepath episodes --output_dir runs/decoder \\
         --model_folder_or_id runs/autoencoder --max_train_minutes 30
+    python finetune_vae.py --dataset_basepath episodes --output_dir runs/sd14_decoder --preset sd14 \\
+        --mixed_precision bf16 --batch_size 8 --gradient_accumulation_steps 256
 """
 
 import argparse

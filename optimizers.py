@@ -15,7 +15,8 @@ def make_optimizer(
     """`adamw` (fused on CUDA) or `adafactor`, over parameters that already lie where they are trained.
 
     Adafactor (Shazeer & Stern 2018) as GameNGen sec. 4.2 uses it: the learning rate given, neither relative steps nor
-    scaling by the size of a parameter, no first moment; it keeps row and column means of the squared gradient.
+    scaling by the size of a parameter, no first moment; it keeps row and column means of the squared gradient, over the
+    last two axes, so that a 3x3 kernel saves only a third.
     """
     if name == "adafactor":
         from transformers import Adafactor

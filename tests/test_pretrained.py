@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import refusal, succeed
+from command import refusal, run_script, succeed
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from huggingface_hub.utils import filter_repo_objects
@@ -275,6 +275,18 @@ def test_pickled_weights_are_refused_and_broken_ones_named(folder: Path, preset_
         find_unet(tmp_path, preset)
 
 
+@pytest.mark.parametrize("name", ["encode_images.py", "finetune_vae.py"])
+def test_without_an_autoencoder_named_it_is_stable_diffusions(name: str, latents: Path, tmp_path: Path) -> None:
+    """Offline, with nothing fetched before, the one thing to see is what was looked for."""
+    words = ("--dataset_basepath", episodes(latents.parent))
+    words += {"encode_images.py": ("--save_dir_path", tmp_path / "out")}.get(name, ("--output_dir", tmp_path / "out"))
+    words += ("--preset", "sd14") if name == "finetune_vae.py" else ()
+    done = run_script(name, *words, extra={"HF_HOME": str(tmp_path / "cache")})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "CompVis/stable-diffusion-v1-4: neither a local folder nor a Hub repository" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_flags_that_cannot_both_be_meant_are_refused(latents: Path, preset_path: Path, tmp_path: Path) -> None:
     words = words_of(latents, preset_path, tmp_path / "run")
     assert "not allowed with" in quick_refusal(TRAIN, *words, "--use_adamw", "--use_adafactor")
@@ -335,6 +347,7 @@ def test_an_autoencoder_with_the_old_names_of_attention_and_no_scale_loads_the_s
 # ------------------------------------------------------------------------------------------------ the dry run
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_what_a_run_takes_and_writes_nothing(latents: Path, preset_path: Path, tmp_path: Path) -> None:
     flags = {"gradient_accumulation_steps": 2, "max_train_steps": 1000}
     words = words_of(latents, preset_path, tmp_path / "run", **flags)

@@ -310,6 +310,20 @@ def test_channels_last_comes_by_itself_on_cuda_and_with_bf16() -> None:
     assert not uses_channels_last(arguments(channels_last="no"), torch.device("cuda"))
 
 
+def test_half_precision_computes_while_weights_gradients_and_averages_stay_float32(
+    begin: Callable[..., TrainingRun],
+) -> None:
+    run = begin(model=small_network(), mixed_precision="bf16")
+    seen: list[torch.dtype] = []
+    for layer in (run.model[0], run.model[4]):
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with run.accelerator.accumulate(run.model), run.accelerator.autocast():
+        run.accelerator.backward(run.model(torch.ones(3, 4, 6, 6)).square().mean())
+    assert seen == [torch.bfloat16] * 2
+    of_training = [*run.parameters, *(parameter.grad for parameter in run.parameters), *run.ema.shadow_params]
+    assert {tensor.dtype for tensor in of_training} == {torch.float32}
+
+
 @pytest.mark.slow
 def test_a_compiled_run_saves_the_same_names_and_goes_on_without_the_compiler(
     begin: Callable[..., TrainingRun], tmp_path: Path
