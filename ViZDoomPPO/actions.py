@@ -20,7 +20,7 @@ from console import BadInput
 ACTION_SETS = ("full", "seed")
 OPPOSITES = (("MOVE_FORWARD", "MOVE_BACKWARD"), ("MOVE_LEFT", "MOVE_RIGHT"), ("TURN_LEFT", "TURN_RIGHT"))
 COMBINED = {"ATTACK"}.union(*OPPOSITES)  # may be pressed together, opposites excepted
-ALONE_IN_SEED = {"ATTACK", "TURN_LEFT", "TURN_RIGHT"}
+ALONE_IN_SEED = {"ATTACK", "MOVE_LEFT", "MOVE_RIGHT"}
 MODIFIERS = {"SPEED", "STRAFE"}
 NO_OP = "NOOP"
 
@@ -60,7 +60,8 @@ class Action:
 def action_table(buttons: Sequence[str], action_set: str = "full") -> tuple[Action, ...]:
     """The actions for a scenario's buttons, in its order; row i has id i, row 0 presses nothing.
 
-    `full` is the rule above; `seed` lets ATTACK and turning happen only alone: 12 actions with all seven buttons.
+    `full` is the rule above; `seed` lets ATTACK and strafing happen only alone: 12 actions with all seven buttons, the
+    table that the player of Masao-Taketani/GameNGen prints and its published weights were trained on.
     Raises BadInput when no button can be pressed, or the action set is unknown."""
     if action_set not in ACTION_SETS:
         raise BadInput(f"unknown action set {action_set!r}; choose one of {', '.join(ACTION_SETS)}")
