@@ -28,6 +28,7 @@ import command_line
 import processes
 from artifacts import check_writable, remove_leftovers, replacing_folder, sha256_of_tensors
 from command_line import BadInput
+from dataset_folders import dataset_folder
 from episodes import (
     BLACK_NAME,
     Episode,
@@ -51,7 +52,7 @@ AUTOENCODER_NAME = "autoencoder"
 def build_parser() -> argparse.ArgumentParser:
     arguments = command_line.parser(__doc__)
     add = arguments.add_argument
-    add("--dataset_basepath", type=Path, required=True, help="folder of episode_*.parquet")
+    add("--dataset_basepath", type=Path, required=True, help="folder of episode_*.parquet, or data set on the Hub")
     add("--save_dir_path", type=Path, required=True, help="folder for the latents")
     add(
         "--model_folder_or_id",
@@ -89,6 +90,7 @@ class Job:
 
 
 def main(args: argparse.Namespace) -> None:
+    args.dataset_basepath = dataset_folder(args.dataset_basepath, "episodes")
     preset = choose_preset(args)
     if not 0 <= args.chunk_id < args.num_chunks:
         known = f"0..{args.num_chunks - 1} with --num_chunks {args.num_chunks}"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -144,6 +145,11 @@ def no_op_id(action_table: Sequence[dict[str, Any]] | None) -> int:
     return next((int(row["id"]) for row in action_table or () if not row.get("buttons", True)), 0)
 
 
+def numbered_actions(count: int) -> list[dict[str, Any]]:
+    """An action table where nothing but ids is known."""
+    return [{"id": number, "name": str(number), "buttons": [], "keys": []} for number in range(count)]
+
+
 def number_of_actions(action_table: Sequence[dict[str, Any]]) -> int:
     """One more than the table's largest id."""
     return 1 + max(int(row["id"]) for row in action_table)
@@ -202,9 +208,9 @@ class Episode:
             raise BadInput(f"{self.path}: no column {missing[0]!r}, it has {', '.join(present)}")
         with _named_errors(self.path):
             table = self._parquet.read(columns=list(names), use_threads=False)
-        shift = 1 if self.info.alignment == "after" else 0
-        rows = {name: self._file_rows + (shift if name in COLUMNS_OF_THE_ACTION else 0) for name in names}
-        return {name: table.column(name).to_numpy()[rows[name]] for name in names}
+            shift = 1 if self.info.alignment == "after" else 0
+            rows = {name: self._file_rows + (shift if name in COLUMNS_OF_THE_ACTION else 0) for name in names}
+            return {name: _plain(table.column(name)).to_numpy()[rows[name]] for name in names}
 
     def read_frames(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 (n, H, W, 3) of the rows, in any order, repeats allowed; reads only the row groups they are in."""
@@ -267,6 +273,17 @@ class Episode:
 def _pictures(column: pa.Array) -> pa.Array:
     """The bytes of a plain binary column, or of the {bytes, path} struct that published data sets have."""
     return column.field("bytes") if pa.types.is_struct(column.type) else column
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of numbers as it is; one of lists of one number each, as some published data sets have, without them.
+
+    Raises pa.ArrowInvalid when a row has no number, or several."""
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        return column
+    if not pc.all(pc.equal(pc.list_value_length(column), 1)).as_py():
+        raise pa.ArrowInvalid("a row holds a list of several values, not one")
+    return pc.list_flatten(column)
 
 
 @contextmanager
@@ -338,13 +355,14 @@ def _usable_rows(parquet: pq.ParquetFile, alignment: str, has_metadata: bool) ->
 
 
 def _check_actions(parquet: pq.ParquetFile, path: Path, table: list[dict[str, Any]] | None) -> None:
-    column = [parquet.schema.column(index).path for index in range(parquet.metadata.num_columns)].index("actions")
+    paths = [parquet.schema.column(index).path for index in range(parquet.metadata.num_columns)]
+    column = next(index for index, name in enumerate(paths) if name.split(".")[0] == "actions")
     groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
     statistics = [group.column(column).statistics for group in groups if group.num_rows]
     if all(each is not None and each.has_min_max for each in statistics):
         lowest, highest = min(each.min for each in statistics), max(each.max for each in statistics)
     else:
-        actions = parquet.read(columns=["actions"], use_threads=False).column(0).to_numpy()
+        actions = _plain(parquet.read(columns=["actions"], use_threads=False).column(0)).to_numpy()
         lowest, highest = actions.min(), actions.max()
     limit = number_of_actions(table) if table else np.inf
     outside = lowest if lowest < 0 else highest

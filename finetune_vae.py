@@ -13,7 +13,6 @@ autoencoder whole. The same command again resumes exactly where the last checkpo
 """
 
 import argparse
-import dataclasses
 import time
 from pathlib import Path
 
@@ -26,7 +25,7 @@ SCALE_FRAMES = 512  # training frames whose latents' standard deviation becomes 
 def build_parser() -> argparse.ArgumentParser:
     arguments = command_line.parser(__doc__)
     add = arguments.add_argument
-    add("--dataset_basepath", required=True, help="folder of episode_*.parquet")
+    add("--dataset_basepath", required=True, help="folder of episode_*.parquet, or data set on the Hub")
     add("--output_dir", required=True, help="run folder: checkpoints, metrics, samples, and autoencoder/ to use")
     add(
         "--model_folder_or_id",
@@ -55,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from artifacts import check_writable
+    from dataset_folders import dataset_folder
     from episodes import common_facts, find_episodes, inspect_episode, split_episodes
     from model_folders import find_autoencoder
     from presets import get_preset
@@ -75,6 +75,7 @@ def main(args: argparse.Namespace) -> None:
         )
     if args.model_folder_or_id:
         find_autoencoder(args.model_folder_or_id, preset)
+    args.dataset_basepath = str(dataset_folder(args.dataset_basepath, "episodes"))
     paths = find_episodes(args.dataset_basepath)
     common_facts([inspect_episode(path) for path in paths])
     train_paths, validation_paths = split_episodes(paths)
@@ -111,7 +112,7 @@ def main(args: argparse.Namespace) -> None:
     dataset, held_out = FrameDataset(train_paths), FrameDataset(validation_paths)
     global_batch = batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     identity = {
-        "geometry": dataclasses.asdict(autoencoder.geometry),
+        "geometry": autoencoder.geometry.facts(),
         "seed": args.seed,
         "global_batch_size": global_batch,
         "trained_from_scratch": args.train_from_scratch,

@@ -51,6 +51,8 @@ def open_latents(path: str | Path) -> dict[str, Any]:
     except (OSError, RuntimeError, ValueError, EOFError, KeyError):
         reason = "it is cut short, or was saved in the old way that cannot be mapped"
         raise BadInput(f"{path} is not a complete latent file: {reason}; delete it and {ENCODE_HINT}") from None
+    if isinstance(stored, Tensor):  # the black frame as others save it
+        stored = {"parameters": stored}
     if not isinstance(stored, dict) or not isinstance(stored.get("parameters"), Tensor):
         raise BadInput(f"{path} is not a latent file: no tensor `parameters` in it; {ENCODE_HINT}")
     if stored["parameters"].dim() != 4:

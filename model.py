@@ -26,7 +26,16 @@ from torch import Tensor, nn
 from artifacts import read_json, replacing_folder, sha256_of_tensors, write_json
 from command_line import BadInput
 from episodes import no_op_id, number_of_actions
-from model_folders import AUTOENCODER_INFO, FORMAT_VERSION, Geometry, find_autoencoder, find_world_model
+from legacy_models import PRESET_OF, scheduler_folder, unet_folder
+from model_folders import (
+    AUTOENCODER_INFO,
+    FORMAT_VERSION,
+    Geometry,
+    autoencoder_of,
+    find_autoencoder,
+    find_world_model,
+    read_world_model_config,
+)
 from presets import Preset
 
 PAD_PIXEL = -1.0  # black
@@ -78,7 +87,7 @@ class Autoencoder(nn.Module):
     @property
     def encoder_sha256(self) -> str:
         """Fingerprint of encoder, `quant_conv`, scaling factor and geometry: same fingerprint, same latents."""
-        facts = {"scaling_factor": self.scaling_factor, **dataclasses.asdict(self.geometry)}
+        facts = {"scaling_factor": self.scaling_factor, **self.geometry.facts()}
         del facts["preset"]
         return sha256_of_tensors(self.encoder_tensors(), facts)
 
@@ -96,13 +105,14 @@ class Autoencoder(nn.Module):
         """uint8 (T, H0, W0, 3) -> (T, 3, H', W') in [-1, 1] on this device, resized, padded with black."""
         pixels = self.resize_frames(frames).permute(0, 3, 1, 2).to(self.vae.dtype) / 127.5 - 1  # (T, 3, H, W)
         right = self.geometry.padded_width - self.geometry.frame_width
-        below = self.geometry.padded_height - self.geometry.frame_height
-        return nn.functional.pad(pixels, (0, right, 0, below), value=PAD_PIXEL)
+        above = self.geometry.pad_above
+        below = self.geometry.padded_height - self.geometry.frame_height - above
+        return nn.functional.pad(pixels, (0, right, above, below), value=PAD_PIXEL)
 
     def pixels_to_frames(self, pixels: Tensor) -> Tensor:
         """(T, 3, H', W') in [-1, 1] (clamped) -> uint8 (T, H, W, 3), padding cut off."""
-        width, height = self.frame_size
-        pixels = pixels[:, :, :height, :width].float().clamp(-1, 1)
+        (width, height), above = self.frame_size, self.geometry.pad_above
+        pixels = pixels[:, :, above : above + height, :width].float().clamp(-1, 1)
         return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
@@ -148,7 +158,7 @@ class Autoencoder(nn.Module):
     def save(self, folder: Path) -> None:
         """Writes the diffusers folder plus `autoencoder_info.json` into an existing folder."""
         self.vae.save_pretrained(folder)
-        write_json(folder / AUTOENCODER_INFO, dataclasses.asdict(self.geometry))
+        write_json(folder / AUTOENCODER_INFO, self.geometry.facts())
 
 
 def build_autoencoder(preset: Preset) -> Autoencoder:
@@ -203,7 +213,7 @@ class WorldModelConfig:
     max_noise_level: float
     num_inference_steps: int
     guidance_scale: float
-    encoder_sha256: str
+    encoder_sha256: str | None  # None: a published model's, until its autoencoder is known
     trained_steps: int = 0
     format_version: int = FORMAT_VERSION
 
@@ -339,35 +349,58 @@ def load_world_model(
     """Reads a world-model folder (or a run folder that holds one, or a Hub repository), in eval mode, float32.
 
     `vae_folder_or_id` puts another decoder in; BadInput unless its encoder is the one the model was trained on.
+    Published models are read by the rules of legacy_models.py: no positions, their own scheduler, any fitting encoder.
     Raises BadInput when the folder is not a world model or its parts do not fit together.
     """
     folder = find_world_model(folder_or_id)
     try:
-        config = WorldModelConfig.from_json(read_json(folder / "config.json"))
+        config = WorldModelConfig.from_json(read_world_model_config(folder))
     except (KeyError, TypeError) as error:
         raise BadInput(
             f"{folder}/config.json: not a world model's config ({first_line(error)}); give another folder"
         ) from None
-    autoencoder = load_autoencoder(vae_folder_or_id or folder / "vae", geometry=config.geometry, device=device)
-    if autoencoder.encoder_sha256 != config.encoder_sha256:
+    source = vae_folder_or_id or autoencoder_of(folder)
+    autoencoder = load_autoencoder(source, geometry=config.geometry, device=device)
+    is_ours = config.encoder_sha256 is not None
+    if not is_ours:
+        config = _completed(config, autoencoder, source)
+    elif autoencoder.encoder_sha256 != config.encoder_sha256:
         raise BadInput(
-            f"{vae_folder_or_id or folder / 'vae'}: its encoder ({autoencoder.encoder_sha256[:12]}) is not the one "
+            f"{source}: its encoder ({autoencoder.encoder_sha256[:12]}) is not the one "
             f"{folder} was trained on ({config.encoder_sha256[:12]}); give a decoder tuned from the same autoencoder"
         )
     try:
-        unet = read_diffusers_folder(UNet2DConditionModel, folder / "unet")
+        unet = read_diffusers_folder(UNet2DConditionModel, unet_folder(folder))
         world_model = WorldModel(unet, config.num_actions, config.context_length)
         embedding = load_file(folder / "action_embedding_model.safetensors")
         world_model.action_embedding_model.load_state_dict(embedding)
-        positions = load_file(folder / "action_positions.safetensors")["positions"]
-        world_model.action_positions.data.copy_(positions)
-        scheduler = DDIMScheduler.from_pretrained(folder / "noise_scheduler")
+        world_model.action_positions.data.zero_()
+        if is_ours:
+            positions = load_file(folder / "action_positions.safetensors")["positions"]
+            world_model.action_positions.data.copy_(positions)
+        with _quiet_diffusers():
+            scheduler = DDIMScheduler.from_pretrained(scheduler_folder(folder))
         starts = folder / "start_contexts.safetensors"
         start_contexts = StartContexts(**load_file(starts)) if starts.is_file() else None
     except Exception as error:  # truncated safetensors, wrong shapes, missing files: all mean a broken folder
         raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
     world_model.requires_grad_(False)
     return LoadedWorldModel(world_model.to(device).eval(), autoencoder, scheduler, config, start_contexts)
+
+
+def _completed(config: WorldModelConfig, autoencoder: Autoencoder, source: str | Path) -> WorldModelConfig:
+    """A published model's config with the facts of the autoencoder it is played with, which must fit.
+
+    Of a model that nobody's table tells whose it is, the autoencoder's own frame size is believed. Raises BadInput."""
+    shape = tuple(autoencoder.sample_latents(autoencoder.black_moments()).shape[1:])
+    geometry = config.geometry if config.num_actions in PRESET_OF else autoencoder.geometry
+    if not autoencoder.geometry.is_like(geometry) or shape[0] != config.latent_shape[0]:
+        raise BadInput(
+            f"{source}: gives latents {shape} of frames for preset {autoencoder.preset_name}, the model was trained on "
+            f"{config.latent_shape} of preset {geometry.preset}; give its own autoencoder, or one tuned for that preset"
+        )
+    encoder_sha256 = autoencoder.encoder_sha256
+    return dataclasses.replace(config, geometry=geometry, latent_shape=shape, encoder_sha256=encoder_sha256)
 
 
 def read_diffusers_folder(model_class: type, folder: Path) -> nn.Module:

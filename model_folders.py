@@ -7,9 +7,19 @@ imported, so that a wrong folder is named at once; model.py reads the weights of
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from artifacts import read_json
 from command_line import BadInput
+from legacy_models import (
+    ACTION_EMBEDDING,
+    has_published_actions,
+    is_published,
+    preset_of,
+    published_config,
+    scheduler_folder,
+    vae_of,
+)
 from presets import Preset
 
 FORMAT_VERSION = 1
@@ -21,7 +31,7 @@ AUTOENCODER_FILES = tuple(
     f"{part}{name}"
     for part in ("", "vae/", "autoencoder/")
     for name in ("config.json", AUTOENCODER_INFO, *WEIGHTS, "diffusion_pytorch_model-*.safetensors")
-)
+) + ("embedding_info.json", ACTION_EMBEDDING)  # which tell a published world model's frame size
 UNET_FILES = tuple(f"unet/{name}" for name in ("config.json", *WEIGHTS, "diffusion_pytorch_model-*.safetensors"))
 EVERY_FILE = ("*.json", "*.safetensors")
 WORLD_MODEL_FILES = ("config.json", "embedding_info.json", "unet/config.json", "action_embedding_model.safetensors")
@@ -29,18 +39,30 @@ WORLD_MODEL_FILES = ("config.json", "embedding_info.json", "unet/config.json", "
 
 @dataclass(frozen=True)
 class Geometry:
-    """Frame size a model is trained at, and the padded size its autoencoder sees; padding is below and to the right."""
+    """Frame size a model is trained at, and the padded size its autoencoder sees.
+
+    Padding is to the right and below; models of others have `pad_above` rows of it above the picture."""
 
     preset: str
     frame_width: int
     frame_height: int
     padded_width: int
     padded_height: int
+    pad_above: int = 0
 
     @classmethod
     def of(cls, preset: Preset) -> "Geometry":
         sizes = (preset.frame_width, preset.frame_height, preset.padded_width, preset.padded_height)
-        return cls(preset.name, *sizes)
+        return cls(preset.name, *sizes, preset.pad_above)
+
+    def facts(self) -> dict[str, Any]:
+        """What is written down and fingerprinted: `pad_above` only where there is any, as before there was such."""
+        facts = dataclasses.asdict(self)
+        return facts if self.pad_above else {name: value for name, value in facts.items() if name != "pad_above"}
+
+    def is_like(self, other: "Geometry") -> bool:
+        """Whether the pictures are the same, whatever the presets' names."""
+        return dataclasses.replace(self, preset=other.preset) == other
 
 
 def resolve_folder(folder_or_id: str | Path, *inside: str, files: tuple[str, ...] = EVERY_FILE) -> Path:
@@ -72,11 +94,12 @@ def find_autoencoder(
 ) -> tuple[Path, Geometry]:
     """(folder, geometry) of an autoencoder: the folder itself, its `autoencoder/` or `vae/`, or a Hub repository.
 
-    `preset`, or a world model's `geometry`, fills in where the folder has no `autoencoder_info.json`; a preset must
-    agree where it has one.
+    `preset`, or a world model's `geometry`, fills in where the folder has no `autoencoder_info.json` and is no part of
+    a published world model; a preset must agree where one of them tells.
     Raises BadInput when the folder is not an autoencoder, or is of another preset.
     """
-    folder = resolve_folder(folder_or_id, "autoencoder", "vae", files=AUTOENCODER_FILES)
+    root = resolve_folder(folder_or_id, files=AUTOENCODER_FILES)
+    folder = resolve_folder(root, "autoencoder", "vae")
     cure = "give a folder that finetune_vae.py or diffusers wrote"
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder}: not an autoencoder folder (no config.json); {cure}")
@@ -84,18 +107,27 @@ def find_autoencoder(
     if class_name not in AUTOENCODER_CLASSES:
         expected = " or ".join(AUTOENCODER_CLASSES)
         raise BadInput(f"{folder}: config.json says {class_name}, not {expected}; {cure}")
-    if not (folder / AUTOENCODER_INFO).is_file():
+    told = _told_geometry(root, folder)
+    if told is None:
         geometry = Geometry.of(preset) if preset is not None else geometry
         if geometry is None:
             raise BadInput(f"{folder}: has no {AUTOENCODER_INFO} that tells its frame size; say --preset")
         return folder, geometry
-    try:
-        geometry = Geometry(**read_json(folder / AUTOENCODER_INFO))
-    except TypeError:
-        raise BadInput(f"{folder / AUTOENCODER_INFO}: not what finetune_vae.py writes; copy the folder again") from None
-    if preset is not None and dataclasses.replace(Geometry.of(preset), preset=geometry.preset) != geometry:
+    geometry = told
+    if preset is not None and not Geometry.of(preset).is_like(geometry):
         raise BadInput(f"{folder}: made for preset {geometry.preset}, not {preset.name}; change --preset or the folder")
     return folder, geometry
+
+
+def _told_geometry(root: Path, folder: Path) -> Geometry | None:
+    """What an autoencoder's folder, or the published world model it is part of, says of its pictures."""
+    path = folder / AUTOENCODER_INFO
+    if not path.is_file():
+        return Geometry.of(preset_of(root)) if has_published_actions(root) else None
+    try:
+        return Geometry(**read_json(path))
+    except TypeError:
+        raise BadInput(f"{path}: not what finetune_vae.py writes; copy the folder again") from None
 
 
 def find_unet(folder_or_id: str | Path, preset: Preset) -> Path:
@@ -125,8 +157,13 @@ def find_unet(folder_or_id: str | Path, preset: Preset) -> Path:
 
 
 def find_world_model(folder_or_id: str | Path) -> Path:
-    """A world-model folder: the folder itself, its `world_model/`, or a Hub repository. BadInput when it is none."""
+    """A world-model folder: the folder itself, its `world_model/`, or a Hub repository; ours, or a published one.
+
+    Raises BadInput when it is none. `read_world_model_config` tells what it says of itself."""
     folder = resolve_folder(folder_or_id, "world_model")
+    if is_published(folder):
+        published_config(folder), scheduler_folder(folder)
+        return folder
     missing = [name for name in WORLD_MODEL_FILES if not (folder / name).is_file()]
     if missing:
         raise BadInput(f"{folder}: not a world-model folder (no {missing[0]}); give one of train_text_to_image.py")
@@ -136,3 +173,15 @@ def find_world_model(folder_or_id: str | Path) -> Path:
     if config.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
         raise BadInput(f"{folder}: of a newer format than this program reads ({FORMAT_VERSION}); update the program")
     return folder
+
+
+def read_world_model_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder that `find_world_model` gave; of a published one what legacy_models.py knows."""
+    if not is_published(folder):
+        return read_json(folder / "config.json")
+    return {"geometry": Geometry.of(preset_of(folder)).facts(), **published_config(folder)}
+
+
+def autoencoder_of(folder: Path) -> Path | str:
+    """The autoencoder that belongs to such a folder; a Hub id where a published one has none of its own."""
+    return vae_of(folder) if is_published(folder) else folder / "vae"

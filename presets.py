@@ -44,6 +44,7 @@ class Preset:
     optimizer: str = "adamw"
     lr_scheduler: str = "constant_with_warmup"
     pretrained: str | None = None  # folder or Hub id with `unet/` and `vae/`: what the networks start from
+    pad_above: int = 0  # pixels of the padding that lie above the picture; the rest is below
     autoencoder_batch_size: int = 16
     autoencoder_learning_rate: float = 1e-3
     max_noise_level: float = 0.7  # GameNGen sec. 3.2.1
@@ -70,6 +71,9 @@ class Preset:
                 f"preset {self.name}: padded size {self.padded_width}x{self.padded_height} is not a multiple of the "
                 f"latent size {self.latent_width}x{self.latent_height}; change one of them"
             )
+        if not 0 <= self.pad_above <= self.padded_height - self.frame_height:
+            rows = self.padded_height - self.frame_height
+            raise BadInput(f"preset {self.name}: pad_above {self.pad_above} of {rows} padded rows; change one of them")
 
 
 def _tiny_autoencoder(width: int, latent_channels: int, blocks: int) -> dict[str, Any]:
@@ -110,30 +114,44 @@ STABLE_DIFFUSION_UNET = {
     "norm_num_groups": 32,
 }
 
+SD14 = Preset(  # the paper's model: GameNGen sec. 3.2, 4.2
+    name="sd14",
+    frame_width=320,
+    frame_height=240,
+    padded_width=320,
+    padded_height=256,
+    latent_channels=4,
+    latent_width=40,
+    latent_height=32,
+    context_length=64,
+    frame_stride=1,
+    num_inference_steps=4,
+    guidance_scale=1.5,
+    train_batch_size=16,  # 128 of the paper with --gradient_accumulation_steps 8
+    learning_rate=OPTIMIZERS["adafactor"][0],
+    autoencoder={},
+    unet=STABLE_DIFFUSION_UNET,
+    optimizer="adafactor",
+    lr_scheduler=OPTIMIZERS["adafactor"][1],
+    pretrained=STABLE_DIFFUSION,
+    autoencoder_batch_size=8,
+)
+
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset(  # the paper's model: GameNGen sec. 3.2, 4.2
-            name="sd14",
-            frame_width=320,
-            frame_height=240,
-            padded_width=320,
-            padded_height=256,
-            latent_channels=4,
-            latent_width=40,
-            latent_height=32,
-            context_length=64,
-            frame_stride=1,
-            num_inference_steps=4,
-            guidance_scale=1.5,
-            train_batch_size=16,  # 128 of the paper with --gradient_accumulation_steps 8
-            learning_rate=OPTIMIZERS["adafactor"][0],
-            autoencoder={},
-            unet=STABLE_DIFFUSION_UNET,
-            optimizer="adafactor",
-            lr_scheduler=OPTIMIZERS["adafactor"][1],
-            pretrained=STABLE_DIFFUSION,
-            autoencoder_batch_size=8,
+        SD14,
+        # Published checkpoints, see legacy_models.py: Masao-Taketani's GameNGen pads above and below alike,
+        # arnaudstiegler's gameNgen-repro not at all; the latter's dropped context was no zero, so it takes no guidance.
+        dataclasses.replace(SD14, name="seed", pad_above=8),
+        dataclasses.replace(
+            SD14,
+            name="gamengen_repro",
+            padded_height=240,
+            latent_height=30,
+            context_length=9,
+            num_inference_steps=50,
+            guidance_scale=1.0,
         ),
         Preset(
             name="small",

@@ -19,7 +19,11 @@ from command_line import BadInput
 def build_parser() -> argparse.ArgumentParser:
     arguments = command_line.parser(__doc__)
     add = arguments.add_argument
-    add("--dataset_basepath", required=True, help="folder of latents; with --start_from_pixels of episode_*.parquet")
+    add(
+        "--dataset_basepath",
+        required=True,
+        help="folder of latents, with --start_from_pixels of episode_*.parquet; or data set on the Hub",
+    )
     add("--unet_model_folder", required=True, help="world-model folder, run folder or Hub id")
     add("--vae_ft_model_folder", help="tuned decoder: folder or Hub id; default: the world model's own")
     add(
@@ -44,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from artifacts import read_json
+    from dataset_folders import dataset_folder
     from episodes import (
         common_facts,
         find_episodes,
@@ -53,12 +57,14 @@ def main(args: argparse.Namespace) -> None:
         rows_per_stride,
         split_episodes,
     )
-    from model_folders import Geometry, find_autoencoder, find_world_model
+    from model_folders import Geometry, autoencoder_of, find_autoencoder, find_world_model, read_world_model_config
 
-    config = read_json(find_world_model(args.unet_model_folder) / "config.json")
-    if args.vae_ft_model_folder:
-        find_autoencoder(args.vae_ft_model_folder, geometry=Geometry(**config["geometry"]))
+    folder = find_world_model(args.unet_model_folder)
+    config = read_world_model_config(folder)
+    find_autoencoder(args.vae_ft_model_folder or autoencoder_of(folder), geometry=Geometry(**config["geometry"]))
 
+    files = "episodes" if args.start_from_pixels else "latents"
+    args.dataset_basepath = str(dataset_folder(args.dataset_basepath, files))
     if args.start_from_pixels:
         paths = find_episodes(args.dataset_basepath)
         infos = [inspect_episode(path) for path in paths]

@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--dataset_basepath",
         required=True,
-        help="folder of latent_episode_*.pt; with --from_pixels of episode_*.parquet",
+        help="folder of latent_episode_*.pt, with --from_pixels of episode_*.parquet; or data set on the Hub",
     )
     add("--output_dir", required=True, help="run folder: checkpoints, metrics, samples, and world_model/ to play")
     add("--preset", default="small", help="sd14, small, smoke, or a .json file based on one of them")
@@ -289,6 +289,7 @@ def choose_autoencoder(args: argparse.Namespace, preset: "Preset") -> str | Path
 
 def find_data(args: argparse.Namespace, preset: "Preset") -> tuple[list[Path], list[Path]]:
     """(train, validation) files. Raises BadInput before anything heavy is imported."""
+    from dataset_folders import dataset_folder
     from episodes import (
         common_facts,
         find_episodes,
@@ -302,6 +303,8 @@ def find_data(args: argparse.Namespace, preset: "Preset") -> tuple[list[Path], l
         raise BadInput(
             "--from_pixels needs --vae_folder_or_id, the autoencoder to encode with; finetune_vae.py trains one"
         )
+    files = "episodes" if args.from_pixels else "latents"
+    args.dataset_basepath = str(dataset_folder(args.dataset_basepath, files))
     paths = find_episodes(args.dataset_basepath) if args.from_pixels else find_latents(args.dataset_basepath)
     if args.from_pixels:
         infos = [inspect_episode(path) for path in paths]
@@ -325,11 +328,10 @@ def check_encoder(dataset, autoencoder, args: argparse.Namespace) -> None:
 
 def make_config(preset, autoencoder, dataset):
     """What a player needs to know of the model, from what the data and the preset say."""
+    from episodes import numbered_actions
     from model import WorldModelConfig
 
-    table = dataset.action_table or [
-        {"id": i, "name": str(i), "buttons": [], "keys": []} for i in range(dataset.num_actions)
-    ]
+    table = dataset.action_table or numbered_actions(dataset.num_actions)
     return WorldModelConfig(
         geometry=autoencoder.geometry,
         context_length=preset.context_length,

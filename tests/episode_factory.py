@@ -70,12 +70,14 @@ def write_episode(
     legacy: str | None = None,
     games: Sequence[int] | None = None,
     as_struct: bool = False,
+    as_lists: bool = False,
     **metadata: object,
 ) -> Path:
     """One parquet file: frame k has value k (mod 256) unless `values` or whole `frames` say otherwise.
 
     legacy: None for our format; "after" (a `health` column) or "before", both without metadata.
-    games: an `episode_id` per row, for files that hold several.  as_struct: pictures as {bytes, path}."""
+    games: an `episode_id` per row, for files that hold several.  as_struct: pictures as {bytes, path}.
+    as_lists: each action as a list of one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = len(actions)
@@ -89,7 +91,7 @@ def write_episode(
         pictures = [{"bytes": picture, "path": None} for picture in pictures]
     columns = {
         "frames": pa.array(pictures, kind),
-        "actions": pa.array(np.asarray(actions, dtype=np.int64)),
+        "actions": pa.array([[int(a)] for a in actions] if as_lists else np.asarray(actions, dtype=np.int64)),
         "step_ids": pa.array(np.arange(rows, dtype=np.int64) // 4),
     }
     if games is not None:

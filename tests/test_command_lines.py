@@ -362,7 +362,7 @@ def test_an_unknown_hub_name_is_one_line_when_offline(base: Path, world_model: P
 @pytest.mark.parametrize(
     ("preset", "message"),
     [
-        ("enormous", "--preset enormous: no such preset; choose sd14, small, smoke"),
+        ("enormous", "--preset enormous: no such preset; choose gamengen_repro, sd14, seed, small, smoke"),
         ("{}", "expected {"),
         ('{"base": "smoke", "contxt_length": 4}', "contxt_length"),
         ('{"base": "smoke", "latent_width": 7}', "not a multiple"),

@@ -4,6 +4,8 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from episode_factory import ACTION_TABLE, flat_frame, write_episode
 
@@ -49,6 +51,16 @@ def test_a_file_of_many_games_loses_the_last_row_of_each_and_keeps_their_starts(
     assert episode.starts.tolist() == [0, 2]
     assert values_of(episode.read_frames(range(5))) == [0, 1, 4, 5, 6]
     assert episode.actions.tolist() == [1, 2, 5, 6, 7]
+
+
+def test_actions_stored_as_lists_of_one_are_numbers_and_several_at_once_are_refused(tmp_path: Path) -> None:
+    path = write_episode(tmp_path / "a.parquet", [5, 6, 7, 8], legacy="after", as_struct=True, as_lists=True)
+    assert Episode(path).actions.tolist() == [6, 7, 8]
+    table = pq.read_table(path)
+    pairs = pa.array([[1, 2], [3, 4], [5, 6], [7, 8]])
+    pq.write_table(table.set_column(table.schema.get_field_index("actions"), "actions", pairs), path)
+    with pytest.raises(BadInput, match="a list of several values"):
+        Episode(path)
 
 
 @pytest.mark.parametrize("row_group", [3, 64, 1000])
