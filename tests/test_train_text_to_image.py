@@ -177,6 +177,7 @@ def test_a_run_folder_holds_a_sample_film_and_no_pickle(run: Run) -> None:
 # ------------------------------------------------------------------------------------------------ weights gone wrong
 
 
+@pytest.mark.slow
 def test_weights_that_blow_up_end_the_run_in_one_line_and_the_last_good_checkpoint_goes_on(
     base: Path, tmp_path: Path
 ) -> None:
