@@ -60,7 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--preset",
-        help="sd14, small, smoke, or a .json file based on one; default: the one the autoencoder was made for",
+        help="sd14, small, smoke, seed, gamengen_repro (published models), or a .json file based on one of them; "
+        "default: the one the autoencoder was made for",
     )
     add("--frame_stride", type=command_line.positive, help="tics between two frames; default: the preset's")
     add("--all_tics", action="store_true", help="encode every recorded tic, not only those of the preset's stride")

@@ -107,6 +107,21 @@ def test_without_an_action_table_the_turns_are_found_from_the_pictures(
     assert found["stored"] == {"without metadata, frame stored before its action": 2} and not found["has_action_table"]
 
 
+def test_play_stored_after_its_action_as_gamengen_repro_has_it_is_paired_anew(recorded: Path, tmp_path: Path) -> None:
+    """Row t holds action t and the frame it led to; a `health` column tells. Shifted data of that kind is found too."""
+
+    def after(table: pa.Table) -> pa.Table:
+        rows = len(table) - 1
+        columns = {"frames": table.column("frames").slice(1), "actions": table.column("actions").slice(0, rows)}
+        return pa.table({**columns, "health": pa.array(np.full(rows, 100))})
+
+    for rows in (0, 1):
+        published = rewritten(shifted(recorded, tmp_path / f"shifted{rows}", rows), tmp_path / f"after{rows}", after)
+        code, found = check(published, tmp_path)
+        assert (code, found["alignment"]["lead"]) == (rows, 1 + rows)
+        assert found["stored"] == {"without metadata, frame stored after its action": 2}
+
+
 def test_a_single_shifted_file_is_named(recorded: Path, tmp_path: Path) -> None:
     mixed = rewritten(recorded, tmp_path / "mixed", lambda table: table)
     last = sorted(mixed.rglob("*.parquet"))[-1]
