@@ -1,8 +1,9 @@
-"""Pictures for people: two films side by side with a caption, and animated GIFs.
+"""Pictures for people: two films side by side with a caption, animated GIFs, single JPEGs.
 
-Knows nothing of models; PIL does the drawing. Used by the trainers' samples and by run_autoregressive.py.
+Knows nothing of models; PIL does the drawing. Used by the trainers' samples, by run_autoregressive.py and by play.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,3 +48,10 @@ def write_gif(path: str | Path, frames: np.ndarray, frames_per_second: float) ->
         images[0].save(
             temporary, format="GIF", save_all=True, append_images=images[1:], duration=delays_ms, loop=0, disposal=1
         )
+
+
+def encode_jpeg(frame: np.ndarray, quality: int = 90) -> bytes:
+    """uint8 (H, W, 3) -> a JPEG file in memory, full colour resolution: small pictures are shown enlarged."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, format="JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import REPOSITORY, succeed
+from command import succeed
 from PIL import Image
 from torch import Tensor
+from toy_dream import learned_toy_world
 from toy_world import LEFT, MAX_X, NOOP, RIGHT, SIZE_PX, STEP_PX, WIDTH
 
 from data_loader import WindowDataset
@@ -21,10 +22,7 @@ from episodes import find_latents
 
 pytestmark = pytest.mark.slow
 
-EPISODES, EPISODE_STEPS = 24, 40
 STEPS = 3  # actions held in a row
-TRAINING = ("--report_to", "none", "--dataloader_num_workers", 0, "--device", "cpu", "--ema_decay", 0.99)
-TRAINING += ("--validation_steps", 1_000_000, "--checkpointing_steps", 1_000_000, "--lr_warmup_steps", 20)
 
 
 @dataclass(frozen=True)
@@ -47,31 +45,8 @@ class Dream:
 
 @pytest.fixture(scope="module")
 def dream(tmp_path_factory: pytest.TempPathFactory) -> Dream:
-    """Every stage once."""
-    base = tmp_path_factory.mktemp("toy")
-    play, autoencoder, latents, run = (base / name for name in ("play", "autoencoder", "latents", "run"))
-    succeed(
-        "load_model_generate_dataset.py",
-        *("--env", "toy_world:Square-v0", "--policy", "random", "--episodes", EPISODES, "--output_dir", play),
-        *("--episode_tics", EPISODE_STEPS, "--num_workers", 1, "--image_format", "png"),
-        extra={"PYTHONPATH": str(REPOSITORY / "tests")},
-    )
-    succeed(
-        "finetune_vae.py",
-        *("--dataset_basepath", play, "--output_dir", autoencoder, "--train_from_scratch", "--preset", "smoke"),
-        *("--max_train_steps", 200, "--learning_rate", 3e-3, "--num_validation_frames", 16, *TRAINING),
-    )
-    succeed(
-        "encode_images.py",
-        *("--dataset_basepath", play, "--save_dir_path", latents, "--model_folder_or_id", autoencoder, "--all_tics"),
-        *("--dataloader_num_workers", 0, "--device", "cpu"),
-    )
-    succeed(
-        "train_text_to_image.py",
-        *("--dataset_basepath", latents, "--output_dir", run, "--preset", "smoke", "--frame_stride", 1),
-        *("--max_train_steps", 400, "--learning_rate", 3e-3, "--train_batch_size", 16),
-        *("--num_validation_windows", 16, *TRAINING),
-    )
+    base = learned_toy_world(tmp_path_factory.getbasetemp())
+    latents, run = base / "latents", base / "run"
     torch.set_num_threads(1)
     engine = GameEngine.from_pretrained(run)
     dataset = WindowDataset(

@@ -1,0 +1,293 @@
+"""The one thread that computes: every player's next frame, at the model's own frame rate and never ahead of it.
+
+Each game is stepped on its own, so what a player sees depends on nobody else. Knows players and the engine, no sockets.
+Started by play.py; play_server.py brings the players.
+"""
+
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from command_line import BadInput
+from controls import nearest_action
+from engine import GameEngine
+from messages import Message, Picture, packed_save
+from pictures import encode_jpeg
+from play_recorder import PlayRecorder
+from players import Moment, Player, Seats, Settings
+from saves import checkpoint_id, pack, unpack
+
+HISTORY_S = 150.0  # how far back a player can go
+RATE_FRAMES = 20  # over how many frames the real-time factor is measured
+JPEG_QUALITY = 90
+
+
+class GameLoop(threading.Thread):
+    """Steps the games of all who are playing until `stop`; an error ends it and is kept in `failure`."""
+
+    def __init__(self, engine: GameEngine, seats: Seats, recordings: Path) -> None:
+        super().__init__(name="engine", daemon=True)
+        self.engine, self.seats, self.recordings = engine, seats, recordings
+        self.period_s = 1 / engine.config.frames_per_second
+        self.history_frames = round(HISTORY_S / self.period_s) + engine.config.context_length
+        self.checkpoint = checkpoint_id(engine)
+        self.failure: BaseException | None = None
+        self._wake, self._stopped = threading.Event(), threading.Event()
+        self._ticks_s: deque[float] = deque(maxlen=RATE_FRAMES + 1)
+        self._next_start = 0
+        self._recording: list[Player] = []
+        self._unfinished: list[Future] = []
+
+    # ------------------------------------------------------------------------------------------------ from elsewhere
+
+    def wake(self) -> None:
+        """Somebody has come, or wishes something."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Ends the thread after the frame it is at."""
+        self._stopped.set()
+        self._wake.set()
+        if self.is_alive() and threading.current_thread() is not self:
+            self.join()
+
+    @property
+    def number_of_starts(self) -> int:
+        starts = self.engine.start_contexts
+        return 1 if starts is None else len(starts.latents)
+
+    @property
+    def real_time_factor(self) -> float:
+        """Frames drawn over frames due in the time just past; at most 1 up to the clock's jitter."""
+        if len(self._ticks_s) < 2:
+            return 1.0
+        return (len(self._ticks_s) - 1) * self.period_s / max(self._ticks_s[-1] - self._ticks_s[0], 1e-9)
+
+    # ------------------------------------------------------------------------------------------------ the thread
+
+    def run(self) -> None:
+        try:
+            self._run()
+            self._finish_recordings()
+        except BaseException as error:
+            self.failure = error
+            self._stopped.set()
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped.is_set()
+
+    def _run(self) -> None:
+        due_s = time.monotonic()
+        while not self._stopped.is_set():
+            players = self.seats.players()
+            for player in [each for each in self._recording if each not in players]:
+                self.end_recording(player)  # the seat was taken away
+            is_running = False
+            for player in players:
+                is_running |= self.serve(player)
+            now_s = time.monotonic()
+            if not is_running:
+                self._ticks_s.clear()
+                self._wake.wait(timeout=1.0)
+                self._wake.clear()
+                due_s = time.monotonic()
+                continue
+            self._ticks_s.append(now_s)
+            due_s = max(due_s + self.period_s, now_s)  # a late frame moves all later ones: nothing is caught up
+            self._wake.clear()
+            while (rest_s := due_s - time.monotonic()) > 0 and not self._stopped.is_set():
+                time.sleep(min(rest_s, 0.2))
+
+    def serve(self, player: Player) -> bool:
+        """Fulfils a player's wishes, then plays one frame. Returns whether a frame was played."""
+        if player.mailbox is None:
+            self.end_recording(player)
+            return False
+        if player.state is None:
+            self._begin(player, self._next_start)
+            self._next_start = (self._next_start + 1) % self.number_of_starts
+        for kind, wish in player.take_wishes().items():
+            try:
+                self._fulfil(player, kind, wish)
+            except BadInput as error:
+                player.post("problem", {"type": "problem", "text": str(error)})
+        if not player.is_shown:
+            self._show_standing(player)
+        if not player.is_playing:
+            return False
+        self._play(player)
+        return True
+
+    def _play(self, player: Player) -> None:
+        began_s = time.perf_counter()
+        pressed, number = player.pressed()
+        action = nearest_action(self.engine.config.action_table, pressed)
+        engine, settings = self.engine, player.settings
+        engine.num_inference_steps, engine.guidance_scale = settings.steps, settings.guidance
+        engine.discretized_noise_level = settings.noise
+        engine.restore(player.state)
+        frame = engine.step(action)
+        player.state = engine.state()
+        latent = player.state["latents"][0, -1].clone()  # a view would keep the whole window
+        player.history.append(Moment(engine.frame_number, latent, action, settings))
+        image = encode_jpeg(frame, JPEG_QUALITY)
+        if player.recorder is not None and not player.recorder.add(frame, action):
+            self.end_recording(player)
+        player.show(
+            Picture(
+                player.timeline,
+                engine.frame_number,
+                number,
+                action,
+                time.perf_counter() - began_s,
+                self.real_time_factor,
+                image,
+            )
+        )
+
+    # ------------------------------------------------------------------------------------------------ jumps
+
+    def _fulfil(self, player: Player, kind: str, wish: Message | bytes) -> None:
+        if kind == "settings":
+            player.settings = self.checked_settings(wish)
+            player.post("settings", {"type": "settings", **vars(player.settings)})
+        elif kind == "restart":
+            if wish["start"] >= self.number_of_starts:
+                raise BadInput(f"beginning {wish['start']}: the model has {self.number_of_starts}")
+            self._begin(player, wish["start"])
+        elif kind == "record":
+            self.end_recording(player)
+            if wish["on"]:
+                self._record(player, has_episode=wish["episode"])
+        elif kind == "save":
+            player.post("save", packed_save(self._saved(player, wish["name"])))
+        elif kind == "load":
+            save = unpack(wish, self.engine, self.checkpoint)
+            self.jump(player, save.state)
+        elif kind == "rewind" and wish["timeline"] == player.timeline:
+            self._rewind(player, wish["frame"])
+
+    def _saved(self, player: Player, name: str) -> bytes:
+        facts = {"checkpoint": self.checkpoint, "name": name, "settings": vars(player.settings)}
+        facts |= {"device": self.engine.device.type, "precision": str(player.state["latents"].dtype).split(".")[1]}
+        return pack(player.state, facts)
+
+    def checked_settings(self, wish: Message) -> Settings:
+        """Settings within the model's range. Raises BadInput for others."""
+        config = self.engine.config
+        most_steps = min(64, self.engine.scheduler.config.num_train_timesteps)
+        if not 1 <= wish["steps"] <= most_steps:
+            raise BadInput(f"{wish['steps']} sampling steps: choose 1 to {most_steps}")
+        if not 0 <= wish["guidance"] <= 10:
+            raise BadInput(f"guidance {wish['guidance']:g}: choose 0 to 10")
+        if wish["noise"] >= config.num_noise_buckets:
+            raise BadInput(f"noise level {wish['noise']}: choose 0 to {config.num_noise_buckets - 1}")
+        return Settings(wish["steps"], wish["guidance"], wish["noise"])
+
+    def _begin(self, player: Player, start: int) -> None:
+        """A new game from one of the model's own beginnings, from black where it has none."""
+        engine, seed = self.engine, int.from_bytes(player.session.encode()[:3], "little")
+        if engine.start_contexts is None:
+            no_actions = torch.zeros(1, 0, dtype=torch.int64)
+            engine.reset(engine.black_latent[None, None], no_actions, [seed])
+        else:
+            engine.reset_to_start(start, seed)
+        self.jump(player, engine.state())
+
+    def jump(self, player: Player, state: dict) -> None:
+        """Puts a player into a state of the engine that has no past but its own window."""
+        latents, actions = state["latents"][0], [self.engine.config.no_op, *state["actions"][0].tolist()]
+        number = int(state["frame_number"]) - len(actions) + 1
+        player.history = deque(
+            (
+                Moment(number + place, latent.clone(), action, player.settings)
+                for place, (latent, action) in enumerate(zip(latents, actions, strict=True))
+            ),
+            maxlen=self.history_frames,
+        )
+        player.game += 1
+        self._land(player, state)
+
+    def _rewind(self, player: Player, frame: int) -> None:
+        """Goes back to a frame of the past minutes; what came after it is forgotten."""
+        length = self.engine.config.context_length
+        keep = frame - player.history[0].frame + 1
+        if not length <= keep <= len(player.history):
+            raise BadInput(f"frame {frame} is no longer kept; go back less far")
+        player.history = deque(islice(player.history, keep), maxlen=self.history_frames)
+        window = list(islice(player.history, keep - length, keep))
+        state = {
+            **player.state,
+            "latents": torch.stack([moment.latent for moment in window])[None],
+            "actions": torch.tensor([[moment.action for moment in window[1:]]], dtype=torch.int64),
+            "frame_number": torch.tensor(frame),
+        }
+        self._land(player, state)
+
+    def _land(self, player: Player, state: dict) -> None:
+        self.end_recording(player)  # a film and an episode are of one stretch of play
+        player.state = state
+        player.timeline += 1
+        player.let_go()
+        player.is_shown = False
+
+    # ------------------------------------------------------------------------------------------------ recordings
+
+    def _record(self, player: Player, *, has_episode: bool) -> None:
+        standing = self._standing_frame(player)
+        player.recorder = PlayRecorder(self.recordings, self.engine.config, standing, has_episode=has_episode)
+        self._recording.append(player)
+        player.post("recording", {"type": "recording", "on": True, "text": "Recording…"})
+
+    def end_recording(self, player: Player) -> None:
+        """Completes what is being recorded, in the recorder's own time."""
+        recorder, player.recorder = player.recorder, None
+        if recorder is None:
+            return
+        self._recording.remove(player)
+
+        def told(error: Exception | None) -> None:
+            episode = f" and {recorder.episode}" if recorder.episode else ""
+            text = f"Recorded {recorder.frames} frames: {recorder.film}{episode}"
+            text = text if error is None else f"The recording could not be written: {error}"
+            player.post("recording", {"type": "recording", "on": False, "text": text})
+
+        self._unfinished = [each for each in self._unfinished if not each.done()] + [recorder.finish(told)]
+
+    def _finish_recordings(self) -> None:
+        """Before the thread ends: what is being recorded becomes whole."""
+        for player in list(self._recording):
+            self.end_recording(player)
+        for future in self._unfinished:
+            future.result()
+
+    # ------------------------------------------------------------------------------------------------ pictures
+
+    def _standing_frame(self, player: Player) -> np.ndarray:
+        return self.engine.decode_latents(player.state["latents"][:, -1].to(self.engine.device))[0]
+
+    def _show_standing(self, player: Player) -> None:
+        """Sends the frame the game stands at; no key led to it."""
+        began_s = time.perf_counter()
+        image = encode_jpeg(self._standing_frame(player), JPEG_QUALITY)
+        frame = int(player.state["frame_number"])
+        player.post("jumped", {"type": "jumped", "game": player.game, "timeline": player.timeline, "frame": frame})
+        player.show(
+            Picture(
+                player.timeline,
+                frame,
+                0,
+                self.engine.config.no_op,
+                time.perf_counter() - began_s,
+                self.real_time_factor,
+                image,
+            )
+        )
+        player.is_shown = True

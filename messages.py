@@ -1,0 +1,153 @@
+"""What travels between the page and the server: small JSON texts in, JSON texts and pictures with a short header out.
+
+Whatever a client sends is checked here, to the type and range of every field; nothing of it is trusted further on.
+Knows no sockets and no games. `assets/play.js` is the other end.
+"""
+
+import json
+import math
+import struct
+import time
+from dataclasses import dataclass, field
+
+MAX_TEXT_CHARS = 4096
+MAX_BUTTONS = 32
+MAX_NAME_CHARS = 60
+LARGEST = 2**31 - 1
+MESSAGES_PER_S, MESSAGE_BURST = 240.0, 480.0  # a page sends an answer per frame and a few inputs between them
+MALFORMED_ALLOWED = 20
+
+FRAME, SAVE = 1, 2  # the first byte of a binary message
+# kind, pad, action, timeline, frame, input, engine ms, real-time factor; little-endian
+FRAME_HEADER = struct.Struct("<BBHIIIff")
+
+
+class Malformed(Exception):
+    """A message that no page of ours sends."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A checked message of a client: its type and its fields, all of them of the types that FIELDS names."""
+
+    type: str
+    fields: dict[str, object]
+
+    def __getitem__(self, name: str) -> object:
+        return self.fields[name]
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= LARGEST:
+        raise Malformed("expected a whole number")
+    return value
+
+
+def _number(value: object) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise Malformed("expected a finite number")
+    return float(value)
+
+
+def _flag(value: object) -> bool:
+    if type(value) is not bool:
+        raise Malformed("expected true or false")
+    return value
+
+
+def _name(value: object) -> str:
+    if type(value) is not str or len(value) > MAX_NAME_CHARS or not value.isprintable():
+        raise Malformed(f"expected at most {MAX_NAME_CHARS} printable characters")
+    return value
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if type(value) is not list or len(value) > MAX_BUTTONS:
+        raise Malformed(f"expected at most {MAX_BUTTONS} names")
+    return tuple(_name(each) for each in value)
+
+
+FIELDS = {
+    "input": {"number": _whole, "buttons": _names},
+    "seen": {"timeline": _whole, "frame": _whole},
+    "pause": {"on": _flag},
+    "settings": {"steps": _whole, "guidance": _number, "noise": _whole},
+    "restart": {"start": _whole},
+    "rewind": {"timeline": _whole, "frame": _whole},
+    "save": {"name": _name},
+    "record": {"on": _flag, "episode": _flag},
+}
+
+
+def parse(text: str) -> Message:
+    """A client's text as a Message. Raises Malformed for everything else, whatever it is."""
+    if len(text) > MAX_TEXT_CHARS:
+        raise Malformed(f"longer than {MAX_TEXT_CHARS} characters")
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Malformed("not JSON") from None
+    if type(values) is not dict or type(values.get("type")) is not str or values["type"] not in FIELDS:
+        raise Malformed("no message of a known type")
+    fields = FIELDS[values["type"]]
+    if values.keys() != {"type", *fields}:
+        raise Malformed(f"expected the fields {', '.join(fields)}")
+    return Message(values["type"], {name: check(values[name]) for name, check in fields.items()})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn frame on its way to a page.
+
+    timeline: counts the jumps (rewind, load, new game), so that a page tells old frames from new ones.  frame: the
+    engine's number.  input: the newest input of the player that led to it, 0 for none since the last jump."""
+
+    timeline: int
+    frame: int
+    input: int
+    action: int
+    engine_s: float
+    real_time_factor: float
+    image: bytes  # a JPEG file
+
+    def packed(self) -> bytes:
+        header = FRAME_HEADER.pack(
+            FRAME, 0, self.action, self.timeline, self.frame, self.input, self.engine_s * 1000, self.real_time_factor
+        )
+        return header + self.image
+
+
+def packed_save(contents: bytes) -> bytes:
+    """A save file as the page gets it, and gives it back."""
+    return bytes([SAVE]) + contents
+
+
+def unpacked_save(message: bytes) -> bytes:
+    """The save file in a client's binary message. Raises Malformed for another kind of message."""
+    if not message or message[0] != SAVE:
+        raise Malformed("not a save file")
+    return message[1:]
+
+
+@dataclass
+class Allowance:
+    """How many messages a connection may still send: a bucket that refills with time."""
+
+    rate_per_s: float = MESSAGES_PER_S
+    burst: float = MESSAGE_BURST
+    _left: float = field(default=MESSAGE_BURST, init=False)
+    _filled_at_s: float = field(default_factory=time.monotonic, init=False)
+
+    def __post_init__(self) -> None:
+        self._left = self.burst
+
+    def take(self, now_s: float | None = None) -> bool:
+        """Whether one more message is allowed at `now_s` (seconds of a monotonic clock)."""
+        now_s = time.monotonic() if now_s is None else now_s
+        self._left = min(self.burst, self._left + (now_s - self._filled_at_s) * self.rate_per_s)
+        self._filled_at_s = now_s
+        self._left -= 1
+        if self._left < 0:
+            self._left = 0.0
+            return False
+        return True

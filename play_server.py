@@ -1,0 +1,202 @@
+"""The play server: one page, its files, and a WebSocket to each player.
+
+Checks who may come in (token, Origin, Host), counts and limits what they send, and passes it on to players.py; knows
+nothing of models and draws nothing. Nothing a client sends is ever part of a path. Built and run by play.py.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from game_loop import GameLoop
+from messages import MALFORMED_ALLOWED, Allowance, Malformed, Message, parse, unpacked_save
+from players import FRAMES_ON_THE_WAY_S, Mailbox, Player, Seats
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+PAGE_FILES = {
+    "/": ("play.html", "text/html"),
+    "/play.css": ("play.css", "text/css"),
+    **{f"/{name}": (name, "text/javascript") for name in ("play.js", "play_controls.js", "play_statistics.js")},
+}
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Why a connection was closed; 4000 to 4999 are an application's own.
+REFUSED, TOO_MUCH, FULL, REPLACED, IDLE = 1008, 1008, 4001, 4002, 4003
+MESSAGES_PER_SAVE = 60  # what a save file costs of a connection's allowance
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",  # the address may hold the token
+    "Cache-Control": "no-store",
+}
+NO_TOKEN = "This game asks for a token. Open the whole address that play.py printed, with ?token= at its end.\n"
+
+
+def _host_name(host: str) -> str | None:
+    """The name in a Host header, without its port; None where it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class Door:
+    """Who may come in. token: demanded where there is one; without one only pages of this machine are let in."""
+
+    token: str | None
+
+    def refusal(self, connection: HTTPConnection) -> str | None:
+        """Why a request is turned away, None when it is not.
+
+        Without a token the Host must be this machine's: another site's name that leads here (DNS rebinding) is not."""
+        host = connection.headers.get("host", "")
+        if self.token is None and _host_name(host) not in LOOPBACK:
+            return "This server answers this machine only; start play.py with --host to let others in.\n"
+        origin = connection.headers.get("origin", "")
+        if isinstance(connection, WebSocket) and origin not in (f"http://{host}", f"https://{host}"):
+            return "Pages of another origin are not let in.\n"
+        given = connection.query_params.get("token", "")
+        if self.token is not None and not secrets.compare_digest(given.encode(), self.token.encode()):
+            return NO_TOKEN
+        return None
+
+
+class PlayServer:
+    """The ASGI application: `app`. greeting: facts of the model that every page is told."""
+
+    def __init__(self, loop: GameLoop, seats: Seats, door: Door, greeting: dict) -> None:
+        self.loop, self.seats, self.door, self.greeting = loop, seats, door, greeting
+        self.on_failure: Callable[[], None] = lambda: None  # called once the engine's thread has failed
+        routes: list = [Route(path, self.file) for path in PAGE_FILES]
+        routes.append(WebSocketRoute("/play", self.play))
+        self.app = Starlette(routes=routes, lifespan=self._lifespan)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        housekeeping = asyncio.create_task(self._housekeeping())
+        try:
+            yield
+        finally:
+            housekeeping.cancel()
+
+    async def _housekeeping(self) -> None:
+        """Once a second: frees seats of those who went or fell asleep; ends the server when nobody computes."""
+        while True:
+            await asyncio.sleep(1.0)
+            if self.loop.failure is not None:
+                self.on_failure()
+            for player in self.seats.release():
+                player.post("closing", {"type": "closing", "code": IDLE})
+
+    async def file(self, request: Request) -> Response:
+        """The page and its two files; the page only with the token, for it is what asks for the rest."""
+        refusal = self.door.refusal(request) if request.url.path == "/" else None
+        if refusal:
+            return PlainTextResponse(refusal, status_code=403, headers=HEADERS)
+        name, media_type = PAGE_FILES[request.url.path]
+        contents = await asyncio.to_thread((ASSETS / name).read_bytes)
+        return Response(contents, media_type=media_type, headers=HEADERS)
+
+    # ------------------------------------------------------------------------------------------------ one player
+
+    async def play(self, websocket: WebSocket) -> None:
+        """One connection, from the greeting to its end, whichever side that comes from."""
+        if self.door.refusal(websocket):
+            await websocket.close(REFUSED)
+            return
+        await websocket.accept()
+        mailbox = Mailbox(window=max(2, round(FRAMES_ON_THE_WAY_S / self.loop.period_s)))
+        seat = self.seats.sit(websocket.query_params.get("session"), mailbox, self._welcome)
+        if seat is None:
+            await self._close(websocket, FULL, {"type": "full", "seats": self.seats.number})
+            return
+        player, replaced = seat
+        if replaced is not None:
+            replaced.post("closing", {"type": "closing", "code": REPLACED})
+        self.loop.wake()
+        sender = asyncio.create_task(self._send(websocket, mailbox))
+        receiver = asyncio.create_task(self._receive(websocket, player, mailbox))
+        try:
+            done, _ = await asyncio.wait((sender, receiver), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                code = task.result()
+                if code is not None:
+                    await self._close(websocket, code)
+        finally:
+            self.seats.leave(player, mailbox)
+            for task in (sender, receiver):
+                task.cancel()
+            await asyncio.gather(sender, receiver, return_exceptions=True)
+
+    def _welcome(self, player: Player) -> dict:
+        settings = {"steps": player.settings.steps, "guidance": player.settings.guidance}
+        settings["noise"] = player.settings.noise
+        return {"type": "welcome", **self.greeting, "session": player.session, "settings": settings}
+
+    @staticmethod
+    async def _close(websocket: WebSocket, code: int, letter: dict | None = None) -> None:
+        """Says why and closes; a client that has gone already is no fault."""
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
+            if letter is not None:
+                await websocket.send_json(letter)
+            if websocket.application_state == WebSocketState.CONNECTED:
+                await websocket.close(code)
+
+    async def _send(self, websocket: WebSocket, mailbox: Mailbox) -> int | None:
+        """Sends what comes until the connection ends; returns the code to close it with, None when it is closed."""
+        while True:
+            for letter in await mailbox.collect():
+                try:
+                    if isinstance(letter, bytes):
+                        await websocket.send_bytes(letter)
+                    else:
+                        await websocket.send_json(letter)
+                except (WebSocketDisconnect, RuntimeError, OSError):
+                    return None
+                if not isinstance(letter, bytes) and letter["type"] == "closing":
+                    return int(letter["code"])
+
+    async def _receive(self, websocket: WebSocket, player: Player, mailbox: Mailbox) -> int | None:
+        """Takes what a client sends until the connection ends, or the client goes too far: the code to close with."""
+        allowance, strikes = Allowance(), 0
+        while True:
+            event = await websocket.receive()
+            if event["type"] != "websocket.receive":
+                return None
+            text, contents = event.get("text"), event.get("bytes")
+            if not all([allowance.take() for _ in range(1 if text is not None else MESSAGES_PER_SAVE)]):
+                return TOO_MUCH
+            try:
+                if text is not None:
+                    self._take(parse(text), player, mailbox)
+                else:
+                    player.wish("load", unpacked_save(contents or b""))
+                    self.loop.wake()
+            except Malformed:
+                strikes += 1
+                if strikes > MALFORMED_ALLOWED:
+                    return TOO_MUCH
+
+    def _take(self, message: Message, player: Player, mailbox: Mailbox) -> None:
+        """One checked message of a player."""
+        if message.type == "seen":
+            mailbox.seen(message["timeline"], message["frame"])
+        elif message.type == "input":
+            player.press(message["number"], message["buttons"])
+        elif message.type == "pause":
+            player.pause(message["on"])
+            self.loop.wake()
+        else:
+            player.wish(message.type, message)
+            self.loop.wake()

@@ -1,0 +1,236 @@
+"""Promises of the play page, in a real headless Chromium: keys move the picture, time goes back, games are kept.
+
+The game is the toy world's square, learned; where there is no Chromium these tests are skipped and say so."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from play_runs import Serving, serving, until
+from toy_dream import learned_toy_world
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no Chromium here; apt-get install chromium runs the tests of the page"
+    ),
+]
+
+# Where the square is, 0 at the left edge and 1 at the right one: only the square is green.
+SQUARE_X = """() => {
+  const canvas = document.querySelector("#dream canvas");
+  const { data, width, height } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  let sum = 0, weighted = 0;
+  for (let i = 0; i < width * height; i++) {
+    const green = Math.max(0, data[4 * i + 1] - 100);
+    sum += green;
+    weighted += green * (i % width + 0.5);
+  }
+  return sum > 0 ? weighted / sum / width : -1;
+}"""
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return learned_toy_world(tmp_path_factory.getbasetemp()) / "run"
+
+
+@pytest.fixture(scope="module")
+def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with serving(model_folder, "--max_players", 8, cwd=tmp_path_factory.mktemp("work")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["playwright.Browser"]:
+    with playwright.sync_playwright() as runner:
+        chromium = runner.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: "playwright.Browser", server: Serving) -> Iterator["playwright.Page"]:
+    """A page that plays; it must come to its end without an error of its script."""
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(server.address)
+    playing(page)
+    yield page
+    page.close()
+    assert not errors
+
+
+def frame(page: "playwright.Page") -> int:
+    return int(page.locator("body").get_attribute("data-frame") or -1)
+
+
+def playing(page: "playwright.Page") -> None:
+    """Waits until the picture has gone on."""
+    until(lambda: frame(page) >= 0, "a first picture comes")
+    since = frame(page)
+    until(lambda: frame(page) != since, "pictures follow each other")
+
+
+def notice(page: "playwright.Page") -> str:
+    return page.locator("#notice").inner_text() if page.locator("#notice").is_visible() else ""
+
+
+def move(page: "playwright.Page", key: str, arrived) -> float:
+    """Holds a key until the square has arrived, and says where that is."""
+    page.keyboard.down(key)
+    until(lambda: arrived(page.evaluate(SQUARE_X)), f"{key} moves the square there")
+    page.keyboard.up(key)
+    return page.evaluate(SQUARE_X)
+
+
+def test_left_and_right_move_the_picture_in_opposite_directions(page: "playwright.Page") -> None:
+    left = move(page, "a", lambda x: 0 <= x < 0.35)
+    right = move(page, "d", lambda x: x > 0.65)
+    assert left < right
+    move(page, "a", lambda x: 0 <= x < 0.35)
+
+
+def test_the_slider_goes_back_and_play_goes_on_from_there(page: "playwright.Page") -> None:
+    move(page, "a", lambda x: 0 <= x < 0.35)
+    past = frame(page)
+    move(page, "d", lambda x: x > 0.65)
+    page.locator("#slider").evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", past
+    )
+    until(lambda: page.evaluate(SQUARE_X) < 0.45, "the slider shows the picture of then")
+    assert "plays on from here" in notice(page)
+    present = frame(page)
+    page.keyboard.press("Enter")
+    until(lambda: past <= frame(page) < present, "play goes on from there")
+    playing(page)
+
+
+def test_pause_holds_the_game_and_a_key_of_the_game_plays_on(page: "playwright.Page") -> None:
+    page.keyboard.press("p")
+    until(lambda: "Paused" in notice(page), "the page says that the game is paused")
+    last = until(lambda: (held := frame(page)) == (page.wait_for_timeout(1000), frame(page))[1] and held, "it stands")
+    move(page, "d", lambda x: x > 0.65)
+    assert frame(page) > last and notice(page) == ""
+
+
+def test_a_game_is_saved_downloaded_and_loaded_again(page: "playwright.Page", tmp_path: Path) -> None:
+    move(page, "a", lambda x: 0 <= x < 0.35)
+    page.keyboard.press("k")
+    page.fill("#save_name", "on the left")
+    page.keyboard.press("Enter")
+    line = page.locator("#saves li", has_text="on the left")
+    until(lambda: line.count() == 1, "the save is in the list")
+    with page.expect_download() as download:
+        line.get_by_role("button", name="Download").click()
+    assert download.value.suggested_filename == "on the left.save"
+    download.value.save_as(tmp_path / "game.save")
+    page.keyboard.press("Escape")
+    move(page, "d", lambda x: x > 0.65)
+    page.keyboard.press("k")
+    line.get_by_role("button", name="Load", exact=True).click()
+    until(lambda: page.evaluate(SQUARE_X) < 0.5, "the loaded game goes on where it was")
+    page.keyboard.press("Escape")
+    move(page, "d", lambda x: x > 0.65)
+    page.set_input_files("#save_file", tmp_path / "game.save")
+    until(lambda: page.evaluate(SQUARE_X) < 0.5, "so does one from a file")
+    page.set_input_files("#save_file", {"name": "x.save", "mimeType": "", "buffer": b"no save at all"})
+    until(lambda: "no save" in notice(page), "another file is refused")
+    playing(page)
+
+
+def test_a_window_that_loses_the_focus_holds_no_key(page: "playwright.Page") -> None:
+    page.keyboard.down("d")
+    until(lambda: page.locator("body").get_attribute("data-action") == "RIGHT", "the key is down")
+    page.evaluate("window.dispatchEvent(new Event('blur'))")
+    until(lambda: page.locator("body").get_attribute("data-action") == "NOOP", "the key counts no longer")
+    page.keyboard.up("d")
+
+
+def test_the_keyboard_alone_reaches_every_panel_and_the_figures_are_saved(
+    page: "playwright.Page", tmp_path: Path
+) -> None:
+    for key, panel in (("o", "options"), ("h", "help"), ("i", "statistics")):
+        page.keyboard.press(key)
+        assert page.locator(f"#{panel}").is_visible()
+        assert page.locator(".panel:visible").count() == 1
+    move(page, "a", lambda x: 0 <= x < 0.35)
+    move(page, "d", lambda x: x > 0.65)
+    with page.expect_download() as download:
+        page.locator("#save_statistics").click()
+    download.value.save_as(tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["nominal_frames_per_second"] == 10
+    for name in ("frame_time_ms", "frames_per_second", "real_time_factor", "key_to_picture_ms", "engine_ms"):
+        assert 0 < figures[name]["median"] <= figures[name]["percentile_95"], name
+    page.keyboard.press("Escape")
+    assert page.locator(".panel:visible").count() == 0
+
+
+def test_a_recording_is_a_film_its_actions_and_an_episode(page: "playwright.Page", server: Serving) -> None:
+    import av
+    import pyarrow.parquet as pq
+
+    from episodes import inspect_episode
+
+    page.locator("#episode").evaluate("box => { box.checked = true; }")
+    page.keyboard.press("v")
+    until(lambda: page.locator("#record").get_attribute("aria-pressed") == "true", "recording has begun")
+    move(page, "a", lambda x: 0 <= x < 0.35)
+    page.keyboard.press("v")
+    told = str(until(lambda: text if "Recorded" in (text := notice(page)) else "", "the page says where it is"))
+    folder = Path(f"/proc/{server.process.pid}/cwd").resolve()
+    film = folder / told.split(": ")[1].split(" and ")[0]
+    actions = json.loads(film.with_suffix(".json").read_text())["actions"]
+    with av.open(str(film)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name.startswith("vp8") or "vp8" in stream.codec.name
+        pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(stream)]
+    assert len(pictures) == len(actions) + 1 and pictures[0].shape == (60, 80, 3)
+    episode = folder / told.split(" and ")[1]
+    assert pq.read_table(episode)["actions"].to_pylist() == actions and 1 in actions
+    info = inspect_episode(episode)
+    assert (info.width, info.height, info.alignment, info.tics_per_second) == (80, 60, "before", 10.0)
+
+
+def test_the_page_comes_back_by_itself_after_the_server_restarts(
+    browser: "playwright.Browser", model_folder: Path, tmp_path: Path
+) -> None:
+    page = browser.new_page()
+    with serving(model_folder, cwd=tmp_path) as first:
+        port = first.port
+        page.goto(first.address)
+        playing(page)
+    until(lambda: "connection is lost" in notice(page), "the page says that the connection is lost")
+    with serving(model_folder, port=port, cwd=tmp_path):
+        until(lambda: notice(page) == "", "the page is connected again")
+        playing(page)
+    page.close()
+
+
+def test_a_phone_has_the_whole_page_and_buttons_to_touch(browser: "playwright.Browser", server: Serving) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 780}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(server.address)
+    playing(page)
+    page.touchscreen.tap(200, 100)
+    until(lambda: page.locator("#touch").is_visible(), "there are buttons to touch")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("document.documentElement.scrollHeight") <= 780
+    box = page.locator("#dream canvas").bounding_box()
+    assert box["x"] >= 0 and 300 < box["width"] <= 390
+    for name, arrived in (("LEFT", lambda x: 0 <= x < 0.35), ("RIGHT", lambda x: x > 0.65)):
+        button = page.locator(f'#touch [data-button="{name}"]').bounding_box()
+        place = {"x": button["x"] + button["width"] / 2, "y": button["y"] + button["height"] / 2}
+        touch = context.new_cdp_session(page)
+        touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [place]})
+        until(lambda arrived=arrived: arrived(page.evaluate(SQUARE_X)), f"the button {name} moves the square")
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    context.close()

@@ -1,0 +1,159 @@
+"""Promises of the parts of play, one by one: keys, nearest actions, messages, allowance, seats, history."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from actions import action_table, table_rows
+from tiny_models import tiny_world_model
+
+from controls import button_keys, nearest_action
+from engine import GameEngine
+from game_loop import GameLoop
+from messages import Allowance, Malformed, Picture, parse
+from players import Mailbox, Player, Seats, Settings
+
+DOOM = ("ATTACK", "MOVE_FORWARD", "MOVE_LEFT", "MOVE_RIGHT", "MOVE_BACKWARD", "TURN_RIGHT", "TURN_LEFT")
+FULL, SEED = (table_rows(action_table(DOOM, which)) for which in ("full", "seed"))
+
+
+def played(table: list[dict], *pressed: str) -> str:
+    """The name of the action that is played; buttons in the order in which they were pressed."""
+    return next(row["name"] for row in table if row["id"] == nearest_action(table, pressed))
+
+
+@pytest.mark.parametrize("which", ["full", "seed"])
+def test_every_action_of_a_table_is_played_by_its_own_buttons(which: str) -> None:
+    table = {"full": FULL, "seed": SEED}[which]
+    for row in table:
+        assert nearest_action(table, row["buttons"]) == row["id"]
+
+
+def test_of_opposites_and_of_forbidden_pairs_the_newest_button_counts() -> None:
+    assert played(FULL, "MOVE_LEFT", "MOVE_RIGHT") == "MOVE_RIGHT"
+    assert played(FULL, "MOVE_RIGHT", "MOVE_LEFT", "ATTACK") == "ATTACK+MOVE_LEFT"
+    assert played(SEED, "MOVE_FORWARD", "ATTACK") == "ATTACK"
+    assert played(SEED, "ATTACK", "MOVE_FORWARD") == "MOVE_FORWARD"
+    assert played(SEED, "MOVE_LEFT", "MOVE_FORWARD", "TURN_LEFT") == "MOVE_FORWARD+TURN_LEFT"
+    assert played(FULL) == played(FULL, "FLY", "DIG") == "NOOP"
+
+
+def test_doom_has_the_keys_people_expect_and_a_table_keeps_its_own() -> None:
+    keys = button_keys(FULL)
+    assert keys["MOVE_FORWARD"] == ["KeyW", "ArrowUp"] and keys["TURN_LEFT"] == ["ArrowLeft", "KeyQ"]
+    assert keys["ATTACK"] == ["Space", "ControlLeft", "ControlRight"] and keys["TURN_RIGHT"] == ["ArrowRight", "KeyE"]
+    with_use = button_keys(table_rows(action_table((*DOOM, "USE"))))
+    assert with_use["USE"] == ["KeyE"] and with_use["TURN_RIGHT"] == ["ArrowRight"]
+    plain = [{"id": number, "name": f"ACTION_{number}", "buttons": [], "keys": []} for number in range(3)]
+    assert list(button_keys(plain)) == ["ACTION_1", "ACTION_2"] and nearest_action(plain, ["ACTION_2"]) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "null", '{"type":"fly"}', '{"type":"pause"}', '{"type":"pause","on":1}', "[" * 4000]
+    + ['{"type":"pause","on":true,"more":1}', '{"type":"input","number":true,"buttons":[]}', "x" * 5000]
+    + ['{"type":"settings","steps":1,"guidance":NaN,"noise":0}', '{"type":"save","name":"a\\u0000b"}']
+    + [json.dumps({"type": "input", "number": 1, "buttons": ["a"] * 33})],
+)
+def test_whatever_no_page_sends_is_malformed(text: str) -> None:
+    with pytest.raises(Malformed):
+        parse(text)
+
+
+def test_messages_arrive_with_their_fields() -> None:
+    message = parse('{"type":"input","number":3,"buttons":["a","d"]}')
+    assert message.type == "input" and message["number"] == 3 and message["buttons"] == ("a", "d")
+
+
+def test_an_allowance_is_a_burst_and_then_a_rate() -> None:
+    allowance = Allowance(rate_per_s=10, burst=5)
+    start_s = allowance._filled_at_s
+    assert [allowance.take(start_s) for _ in range(6)] == [True] * 5 + [False]
+    assert [allowance.take(start_s + 0.25) for _ in range(3)] == [True, True, False]
+
+
+def picture(frame: int) -> Picture:
+    return Picture(1, frame, 0, 0, 0.0, 1.0, b"jpeg")
+
+
+def test_a_mailbox_keeps_only_the_newest_picture_and_the_newest_letter_of_a_kind() -> None:
+    async def story() -> None:
+        mailbox = Mailbox(window=2)
+        for frame in (1, 2, 3):
+            mailbox.show(picture(frame))
+            mailbox.post("settings", {"steps": frame})
+        assert await mailbox.collect() == [{"steps": 3}, picture(3).packed()]
+        mailbox.show(picture(4))
+        assert await mailbox.collect() == [picture(4).packed()]
+        for frame in range(5, 100):  # two are under way: nothing leaves until the page has drawn one
+            mailbox.show(picture(frame))
+        mailbox.seen(1, 77)  # never sent
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(mailbox.collect(), 0.2)
+        mailbox.seen(1, 3)
+        assert await mailbox.collect() == [picture(99).packed()]
+
+    asyncio.run(story())
+
+
+def test_seats_are_kept_for_a_while_given_to_who_needs_them_and_taken_from_sleepers() -> None:
+    async def story() -> None:
+        seats = Seats(2, Settings(1, 1.0, 0), grace_s=60, idle_s=600)
+        boxes = [Mailbox(2) for _ in range(4)]
+        greet = vars
+        first, _ = seats.sit(None, boxes[0], lambda player: {"session": player.session})
+        second, _ = seats.sit(None, boxes[1], lambda player: {"session": player.session})
+        assert seats.sit(None, boxes[2], greet) is None
+        seats.leave(first, boxes[0])
+        assert seats.sit(first.session, boxes[0], greet)[0] is first
+        seats.leave(first, boxes[0])
+        third, replaced = seats.sit(None, boxes[2], greet)
+        assert seats.players() == [second, third] and replaced is None
+        assert seats.release(second.last_input_s + 599) == [] and len(seats.players()) == 2
+        seats.leave(third, boxes[2])
+        assert seats.release(third.left_s + 61) == [] and seats.players() == [second]
+        assert seats.release(second.last_input_s + 601) == [second] and seats.players() == []
+
+    asyncio.run(story())
+
+
+class Box:
+    """A mailbox that keeps all it is given."""
+
+    def __init__(self) -> None:
+        self.pictures, self.letters = [], []
+
+    def show(self, picture: Picture) -> None:
+        self.pictures.append(picture)
+
+    def post(self, kind: str, letter: object) -> None:
+        self.letters.append((kind, letter))
+
+
+def test_two_players_on_one_engine_get_the_frames_each_would_get_alone(tmp_path: Path) -> None:
+    def pictures(sessions: list[str]) -> list[list[Picture]]:
+        settings = Settings(2, 1.0, 0)
+        loop = GameLoop(GameEngine(tiny_world_model()), Seats(4, settings), tmp_path)
+        players = [Player(settings, session=session, mailbox=Box()) for session in sessions]
+        for number in range(1, 6):
+            for player in players:
+                player.press(number, ("d",) if player.session == "one" else ("a",))
+                loop.serve(player)
+                player.press(100 + number, ())
+        return [[each.image for each in player.mailbox.pictures] for player in players]
+
+    alone = pictures(["one"])[0]
+    one, two = pictures(["one", "two"])
+    assert len(one) == 6 and one == alone and one[1:] != two[1:]
+
+
+def test_the_history_is_bounded(tmp_path: Path) -> None:
+    settings = Settings(1, 1.0, 0)
+    loop = GameLoop(GameEngine(tiny_world_model()), Seats(1, settings), tmp_path)
+    loop.history_frames = 8
+    player = Player(settings, mailbox=Box())
+    for _ in range(12):
+        loop.serve(player)
+    assert [moment.frame for moment in player.history] == list(range(5, 13))
+    assert player.history[0].latent.untyped_storage().nbytes() == 4 * 4 * 8 * 10  # one frame's, not the window's
