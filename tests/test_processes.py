@@ -2,11 +2,15 @@
 
 import json
 import shutil
+import socket
+import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from command import REPOSITORY, launch
+from accelerate.commands.launch import launch_command_parser
+from command import REPOSITORY, environment, launch
 from episode_factory import write_episode
 from safetensors.torch import load_file
 from small_runs import (
@@ -22,10 +26,14 @@ from small_runs import (
 from tiny_models import kl_autoencoder, saved
 
 import encode_images
+import finetune_vae
 import processes
+import train_text_to_image
 from episodes import find_latents
 
 STEPS = 20
+WORLD_MODEL = "train_diffusion_scripts/multi_gpus_latents.sh"
+DECODER = "finetune_vae_scripts/multi_gpus.sh"
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +135,75 @@ def test_every_episode_is_encoded_by_exactly_one_process_of_one_chunk(
             shares.append([path.name for path in folder.glob("latent_episode_*")] if folder.is_dir() else [])
     assert sorted(sum(shares, [])) == [f"latent_episode_{number}.pt" for number in range(7)]
     assert len([share for share in shares if share]) == 2 * count
+
+
+# ------------------------------------------------------------------------------------------------ recipes
+
+
+def recipe_words(name: str, *words: object, **settings: object) -> tuple[list[str], Namespace]:
+    """(the launcher's words, the script's flags as it understands them) of a recipe."""
+    extra = environment({"PYTHON": "echo", **{key: str(value) for key, value in settings.items()}})
+    command = ["sh", str(REPOSITORY / name), "the_data", *(str(word) for word in words)]
+    said = subprocess.run(command, env=extra, capture_output=True, text=True, check=True).stdout.split()
+    place = next(number for number, word in enumerate(said) if word.endswith(".py"))
+    script = finetune_vae if "finetune" in name else train_text_to_image
+    return said[:place], script.build_parser().parse_args(said[place + 1 :])
+
+
+@pytest.mark.parametrize(("gpus", "machines"), [(8, 1), (2, 1), (8, 2), (64, 2)])
+@pytest.mark.parametrize("name", [WORLD_MODEL, DECODER])
+def test_a_recipe_is_the_papers_batch_on_any_number_of_gpus(name: str, gpus: int, machines: int) -> None:
+    settings = {"NUM_PROCESSES": gpus, "NUM_MACHINES": machines, "MACHINE_RANK": machines - 1, "MAIN_PROCESS_IP": "h"}
+    launcher, args = recipe_words(name, "--seed", 7, **settings)
+    launched = launch_command_parser().parse_args([*launcher[2:], "script.py"])
+    assert launched.multi_gpu and launched.num_processes == gpus * machines
+    assert (launched.num_machines, launched.machine_rank) == (machines, machines - 1)
+    batch_size, batch, most = (args.train_batch_size, 128, 16) if name == WORLD_MODEL else (args.batch_size, 2048, 8)
+    assert batch_size * args.gradient_accumulation_steps * gpus * machines == batch and batch_size <= most
+    assert args.preset == "sd14" and args.dataset_basepath == "the_data" and args.seed == 7
+
+
+@pytest.mark.parametrize("name", [WORLD_MODEL, DECODER])
+def test_a_recipe_that_cannot_run_says_so_in_one_line(name: str) -> None:
+    for words, settings, said in (
+        ([], {}, "usage: "),
+        (["data"], {"NUM_PROCESSES": "7"}, "7 GPUs cannot share a batch"),
+        (["data"], {"NUM_MACHINES": "2"}, "needs MAIN_PROCESS_IP"),
+    ):
+        command = ["sh", str(REPOSITORY / name), *words]
+        done = subprocess.run(command, env=environment(settings), capture_output=True, text=True)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+
+
+@pytest.mark.slow
+def test_two_machines_train_like_one_process(base: Path, tmp_path: Path) -> None:
+    """Two launchers on this machine, which meet as they would on two."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = {"max_train_steps": 5, "checkpointing_steps": 1}
+    words = changed_words(world_model_words(base, tmp_path / "two"), learning_rate=1e-3, mixed_precision="no", **flags)
+    latents = words[words.index("--dataset_basepath") + 1]
+    words = changed_words(words, dataset_basepath=None, train_batch_size=2, gradient_accumulation_steps=1)
+    command = ["sh", str(REPOSITORY / WORLD_MODEL), str(latents), *(str(word) for word in words)]
+    settings = {"PYTHON": sys.executable, "NUM_MACHINES": "2", "NUM_PROCESSES": "1", "GLOBAL_BATCH": "4"}
+    settings |= {"MAIN_PROCESS_IP": "127.0.0.1", "MAIN_PROCESS_PORT": str(port)}
+    machines = []
+    for rank in (1, 0):
+        said = (tmp_path / f"machine_{rank}").open("w")
+        extra = environment({**settings, "MACHINE_RANK": str(rank)})
+        machines.append(subprocess.Popen(command, env=extra, stdout=said, stderr=subprocess.STDOUT, text=True))
+        said.close()
+    try:
+        codes = [machine.wait(600) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert codes == [0, 0], "".join((tmp_path / f"machine_{rank}").read_text()[-3000:] for rank in (0, 1))
+    own = changed_words(world_model_words(base, tmp_path / "one"), learning_rate=1e-3, train_batch_size=4, **flags)
+    call("train_text_to_image.py", *own, "--gradient_checkpointing")
+    assert_same_training(tmp_path / "one", tmp_path / "two", 5)
+    assert "wrote " in (tmp_path / "machine_0").read_text() and "wrote " not in (tmp_path / "machine_1").read_text()
 
 
 # ------------------------------------------------------------------------------------------------ one voice, one end
