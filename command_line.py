@@ -187,6 +187,9 @@ def run(
     except KeyboardInterrupt:
         sys.exit(_fail(f"{name}: interrupted; run the same command again to go on", 130))
     except Exception as error:  # a fault of ours: shown whole, but once
+        if processes.has_lost_others(error):
+            what = "the processes it works with are gone; their last line says why, the same command goes on"
+            sys.exit(_fail(f"{name}: {what}", 1, error))
         processes.wait_for_the_spokesman(error)
         raise
 

@@ -64,11 +64,14 @@ def wait_for_the_spokesman(error: Exception | None = None) -> None:
     What is wrong with flags or data is wrong for all: the first process of each machine says it. Whoever fails alone
     speaks once the others had their chance. The first one itself waits only with an `error` of the connection: some
     other process went before it and has the reason."""
-    if count() == 1:
-        return
-    lost_peer = error is not None and any(word in str(error).lower() for word in ("gloo", "nccl", "peer", "socket"))
-    if local_rank() > 0 or lost_peer:
+    if count() > 1 and (local_rank() > 0 or has_lost_others(error)):
         time.sleep(PATIENCE_S)
+
+
+def has_lost_others(error: BaseException | None) -> bool:
+    """Whether an error is that of a connection to processes that are gone."""
+    words = ("gloo", "nccl", "peer", "socket")
+    return count() > 1 and error is not None and any(word in str(error).lower() for word in words)
 
 
 def missing() -> int:
