@@ -4,6 +4,7 @@ Importing this opens nothing; each function imports what it hands out.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 STAGE_ONE = Path(__file__).resolve().parent / "ViZDoomPPO"
@@ -28,3 +29,11 @@ def episode_file(number: int) -> str:
     from episode_recorder import episode_file
 
     return episode_file(number)
+
+
+def action_rows(buttons: Sequence[str]) -> list[dict]:
+    """The rows of THE action table for a scenario's buttons."""
+    _open()
+    from actions import action_table, table_rows
+
+    return table_rows(action_table(buttons))

@@ -330,6 +330,7 @@ export function report() {
   };
 }
 window.report = report;
+window.forgetStatistics = () => statistics.clear();
 
 at("save_statistics").addEventListener("click", () => {
   download("play_statistics.json", `${JSON.stringify(report(), null, 2)}\n`, "application/json");
