@@ -10,6 +10,7 @@ from collections import deque
 from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,17 +170,32 @@ class GameLoop(threading.Thread):
         elif kind == "save":
             player.post("save", packed_save(self._saved(player, wish["name"])))
         elif kind == "load":
-            save = unpack(wish, self.engine, self.checkpoint)
-            self.jump(player, save.state)
+            self._load(player, wish)
         elif kind == "rewind" and wish["timeline"] == player.timeline:
             self._rewind(player, wish["frame"])
 
     def _saved(self, player: Player, name: str) -> bytes:
-        facts = {"checkpoint": self.checkpoint, "name": name, "settings": vars(player.settings)}
-        facts |= {"device": self.engine.device.type, "precision": str(player.state["latents"].dtype).split(".")[1]}
-        return pack(player.state, facts)
+        log = [[each.frame, each.action, *vars(each.settings).values()] for each in player.history]
+        facts = {"checkpoint": self.checkpoint, "name": name, "settings": vars(player.settings), "log": log}
+        return pack(player.state, {**facts, "drawn_by": self.drawn_by})
 
-    def checked_settings(self, wish: Message) -> Settings:
+    def _load(self, player: Player, contents: bytes) -> None:
+        """Goes on from a save file, with the settings it was played with."""
+        save = unpack(contents, self.engine, self.checkpoint)
+        settings = self.checked_settings(save.settings)
+        player.settings = settings
+        player.post("settings", {"type": "settings", **vars(settings)})
+        self.jump(player, save.state)
+        if save.facts.get("drawn_by") != self.drawn_by:
+            text = "This save was made on another kind of device, so what follows is approximate."
+            player.post("problem", {"type": "problem", "text": text})
+
+    @property
+    def drawn_by(self) -> list[str]:
+        """Back end, device kind and precision: where they are equal, a save goes on with identical frames."""
+        return ["torch", self.engine.device.type, str(self.engine.black_latent.dtype).removeprefix("torch.")]
+
+    def checked_settings(self, wish: Message | dict[str, Any]) -> Settings:
         """Settings within the model's range. Raises BadInput for others."""
         config = self.engine.config
         most_steps = min(64, self.engine.scheduler.config.num_train_timesteps)

@@ -71,9 +71,8 @@ def main(args: argparse.Namespace) -> None:
         discretized_noise_level=args.discretized_noise_level,
     )
     describe(engine, folder)
-    seats = Seats(
-        args.max_players, Settings(engine.num_inference_steps, engine.guidance_scale, engine.discretized_noise_level)
-    )
+    settings = Settings(engine.num_inference_steps, float(engine.guidance_scale), engine.discretized_noise_level)
+    seats = Seats(args.max_players, settings)
     loop = GameLoop(engine, seats, Path(args.recordings_dir))
     door = Door(None if args.host in LOOPBACK else secrets.token_urlsafe(12))
     save_bytes = 4 * engine.latents.element_size() * engine.config.context_length * engine.black_latent.numel() + 2**20

@@ -1,7 +1,9 @@
 """Save files: the state of one dreamed game as a safetensors file, checked on reading and never unpickled.
 
 Tensors `latents` (L, C, h, w) float32 scaled, `actions` (L - 1,) int64, `seed` (1,) int64; the header's metadata
-holds one JSON object: format version, checkpoint id, frame number, name, settings. Knows no players. For game_loop.py.
+holds one JSON object: format version, checkpoint id, frame number, name, settings, what drew it (back end,
+device kind, precision), and `log`: frame, action, steps, guidance, noise of every frame of the past minutes.
+Knows no players. Used by game_loop.py.
 """
 
 import json
@@ -30,6 +32,11 @@ class Save:
     state: dict[str, Tensor]
     facts: dict[str, Any]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """steps (int), guidance (float), noise (int): of these types, their ranges are the engine's business."""
+        return self.facts["settings"]
+
 
 def checkpoint_id(engine: GameEngine) -> str:
     """A fingerprint of the weights that differ between any two trained models, and of the autoencoder."""
@@ -56,6 +63,7 @@ def unpack(contents: bytes, engine: GameEngine, checkpoint: str) -> Save:
         tensors = tensors_of(contents)
         found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
         number, version, made_by = facts["frame_number"], facts["format_version"], facts["checkpoint"]
+        kinds = {name: type(facts["settings"][name]) for name in ("steps", "guidance", "noise")}
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         raise BadInput(NOT_A_SAVE) from None
     if version != FORMAT_VERSION:
@@ -68,6 +76,7 @@ def unpack(contents: bytes, engine: GameEngine, checkpoint: str) -> Save:
         "seed": ((1,), torch.int64),
     }
     is_sound = found == expected and type(number) is int and 0 <= number < 2**31
+    is_sound &= kinds == {"steps": int, "guidance": float, "noise": int}
     if not is_sound or not torch.isfinite(tensors["latents"]).all():
         raise BadInput(NOT_A_SAVE)
     actions = tensors["actions"]

@@ -13,6 +13,7 @@ from engine import GameEngine
 from game_loop import GameLoop
 from messages import Allowance, Malformed, Picture, parse
 from players import Mailbox, Player, Seats, Settings
+from saves import unpack
 
 DOOM = ("ATTACK", "MOVE_FORWARD", "MOVE_LEFT", "MOVE_RIGHT", "MOVE_BACKWARD", "TURN_RIGHT", "TURN_LEFT")
 FULL, SEED = (table_rows(action_table(DOOM, which)) for which in ("full", "seed"))
@@ -146,6 +147,39 @@ def test_two_players_on_one_engine_get_the_frames_each_would_get_alone(tmp_path:
     alone = pictures(["one"])[0]
     one, two = pictures(["one", "two"])
     assert len(one) == 6 and one == alone and one[1:] != two[1:]
+
+
+def test_a_loaded_save_plays_the_same_frames_on_with_the_settings_it_was_made_with(tmp_path: Path) -> None:
+    def table(name: str) -> tuple[GameLoop, Player]:
+        loop = GameLoop(GameEngine(tiny_world_model()), Seats(4, Settings(2, 1.0, 0)), tmp_path)
+        return loop, Player(Settings(2, 1.0, 0), session=name, mailbox=Box())
+
+    loop, player = table("one")
+    player.settings = Settings(1, 1.5, 2)
+    for _ in range(6):
+        loop.serve(player)
+    contents = loop._saved(player, "here")
+    player.press(1, ("d",))
+    for _ in range(4):
+        loop.serve(player)
+    other_loop, other = table("two")
+    other.wish("load", contents)
+    other.pause(True)
+    other_loop.serve(other)
+    other.pause(False)
+    other.press(1, ("d",))
+    for _ in range(4):
+        other_loop.serve(other)
+    assert other.settings == Settings(1, 1.5, 2)
+    assert [each.image for each in other.mailbox.pictures[-4:]] == [each.image for each in player.mailbox.pictures[-4:]]
+    assert not [letter for kind, letter in other.mailbox.letters if kind == "problem"]
+    log = unpack(contents, loop.engine, loop.checkpoint).facts["log"]
+    assert log[-1] == [6, 0, 1, 1.5, 2] and [row[0] for row in log] == list(range(-3, 7))
+    loop.engine.black_latent = loop.engine.black_latent.double()  # what another precision looks like
+    elsewhere = loop._saved(player, "there")
+    other.wish("load", elsewhere)
+    other_loop.serve(other)
+    assert "approximate" in dict(other.mailbox.letters)["problem"]["text"]
 
 
 def test_the_history_is_bounded(tmp_path: Path) -> None:
