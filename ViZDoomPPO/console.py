@@ -8,10 +8,10 @@ does not import.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
@@ -49,11 +49,24 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with a flag in one line, without the usage above it; exit code 2 as argparse has it."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.presets: dict[str, dict[str, object]] = {}
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = sys.argv[1:] if args is None else list(args)
+        for flag, defaults in self.presets.items():
+            if flag in words:
+                self.set_defaults(**defaults)
+        return super().parse_known_args(words, namespace)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())}; see --help\n")
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
+def parser(description: str | None) -> Parser:
     """An argument parser that shows the script's docstring as it stands and every default."""
     return Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
@@ -62,6 +75,12 @@ def add_device_flag(arguments: argparse.ArgumentParser) -> None:
     """Adds `--device`, spelled the same in every script."""
     explanation = "where to compute; auto: cuda, mps, cpu in this order"
     arguments.add_argument("--device", choices=DEVICES, default="auto", help=explanation)
+
+
+def add_preset(arguments: Parser, flag: str, explanation: str, defaults: dict[str, object]) -> None:
+    """Adds a switch that changes other flags' defaults, in `--help` too; flags that are given override it."""
+    arguments.add_argument(flag, action="store_true", help=explanation)
+    arguments.presets[flag] = defaults
 
 
 def resolve_device(name: str) -> str:

@@ -5,13 +5,10 @@ play alone) gets bots, whose number and ability follow the curriculum level. The
 """
 
 import importlib.util
-import os
 import shutil
-import signal
-import socket
 import tempfile
 from collections.abc import Callable
-from contextlib import chdir, suppress
+from contextlib import chdir
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +16,10 @@ import gymnasium
 import numpy as np
 from actions import Action, action_table, button_vector
 from console import BadInput, writing
-from PIL import Image
-from rewards import REWARDS, TicVariables
+from engine_processes import end_orphans, free_port, new_folder
+from game_variables import VARIABLES, columns, frags, tic_variables
+from observation import Observer
+from rewards import REWARDS
 from wad import DEATHMATCH_START, SINGLE_PLAYER_START, first_map, thing_numbers
 
 if TYPE_CHECKING:
@@ -30,33 +29,11 @@ SCENARIOS = Path(__file__).resolve().parent / "scenarios"
 OWN_SCENARIO = "deathmatch_simple"
 LEVELS = range(6)
 MAX_BOTS = 8  # rows per level in bots.cfg; the engine seats 16 players
-OBSERVATION_SIZE = (156, 100)  # width, height
-CROP = (4 / 320, 40 / 240, 316 / 320, 1.0)  # left, top, right, bottom: rl-doom's [40:, 4:-4] at 320x240
 START_ATTEMPTS = 5
-FOLDER_PREFIX = "doom_env_"
 WARM_UP_TICS = 35  # a hosted game ignores its player for the first seven; bots join and scatter meanwhile
 JOIN_LIMIT_TICS = 105
 
 OnTic = Callable[[np.ndarray, int, dict[str, float | int | bool]], None]
-
-# The engine's variables, read after every tic in this order.
-VARIABLES = (
-    "HEALTH",
-    "ARMOR",
-    "AMMO2",  # bullets; slots 3, 5, 6: shells, rockets, cells. Slot 4 shares the bullets, 7 the cells.
-    "AMMO3",
-    "AMMO5",
-    "AMMO6",
-    "SELECTED_WEAPON_AMMO",
-    "FRAGCOUNT",
-    "KILLCOUNT",
-    "DEATHCOUNT",
-    "DAMAGECOUNT",
-    "POSITION_X",
-    "POSITION_Y",
-    "ANGLE",
-    "DEAD",
-)
 
 
 class EngineDied(RuntimeError):
@@ -69,8 +46,10 @@ class DoomEnv(gymnasium.Env):
     scenario: a name of ours, a .cfg inside the vizdoom package by name, or a path to any .cfg or .wad (a .wad is played
         with the settings of our deathmatch). level: 0-5, how many of the `bots` play and how able they are.
     episode_tics: where the episode is cut; a single-player .cfg may end it sooner.
+    reward: a name in REWARDS. observe_map, action_history: what is seen beside the screen, see `Observer`.
     seed: of the first game when `reset` names none.
-    Observation: uint8 (100, 156, 3), the screen less its upper sixth. Info: level, frags, deaths.
+    Observation: uint8 (100, 156, 3), the screen less its upper sixth, or a dictionary with the extras.
+    Info: level, frags, deaths, areas (places entered, see `VisitedAreas`), secrets.
     In a deathmatch the dead rise by themselves after about a second, and the episode goes on.
     Raises BadInput when an argument cannot be used, before any game is started."""
 
@@ -87,6 +66,8 @@ class DoomEnv(gymnasium.Env):
         episode_tics: int = 5250,
         screen_resolution: str = "RES_320X240",
         reward: str = "shaped",
+        observe_map: bool = False,
+        action_history: int = 0,
         action_set: str = "full",
         seed: int = 0,
         render_mode: str = "rgb_array",
@@ -94,6 +75,7 @@ class DoomEnv(gymnasium.Env):
         _check_range("bots", bots, 0, MAX_BOTS)
         _check_range("tics_per_step", tics_per_step, 1, None)
         _check_range("episode_tics", episode_tics, 1, None)
+        _check_range("action_history", action_history, 0, None)
         if reward not in REWARDS:
             raise BadInput(f"unknown reward {reward!r}; choose one of {', '.join(REWARDS)}")
         if render_mode not in self.metadata["render_modes"]:
@@ -106,7 +88,8 @@ class DoomEnv(gymnasium.Env):
         self.episode_tics = episode_tics
         self.render_mode = render_mode
         self.on_tic: OnTic | None = None
-        self._reward = REWARDS[reward]
+        self._observe_map = observe_map
+        self._reward = REWARDS[reward]()
         self._screen_resolution = screen_resolution
         self._game: vizdoom.DoomGame | None = None
         self._folder: Path | None = None  # the engine's settings file lives here, so that parallel games share nothing
@@ -119,10 +102,11 @@ class DoomEnv(gymnasium.Env):
         self.actions: tuple[Action, ...] = action_table(buttons, action_set)
         self._vectors = [button_vector(action, buttons) for action in self.actions]
         self._frame = np.zeros((self.screen_size[1], self.screen_size[0], 3), np.uint8)
+        self._automap = self._frame
         self._values: dict[str, float] = dict.fromkeys(VARIABLES, 0.0)
 
-        width, height = OBSERVATION_SIZE
-        self.observation_space = gymnasium.spaces.Box(0, 255, (height, width, 3), np.uint8)
+        self._observer = Observer(len(self.actions), observe_map, action_history)
+        self.observation_space = self._observer.space()
         self.action_space = gymnasium.spaces.Discrete(len(self.actions))
         super().reset(seed=seed)
 
@@ -131,7 +115,7 @@ class DoomEnv(gymnasium.Env):
         _check_range("level", level, LEVELS[0], LEVELS[-1])
         self.level = int(level)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Starts a fresh game. The same seed, level and actions give the same frames and rewards.
 
         Without a seed the next one is drawn from `self.np_random`. A running game cannot be rewound exactly, so every
@@ -141,9 +125,11 @@ class DoomEnv(gymnasium.Env):
         self.close()
         self._start(game_seed)
         self._tic = 0
-        return self._observation(), self._info()
+        self._reward.reset(tic_variables(self._values, self.is_deathmatch))
+        self._observer.forget()
+        return self._observer.observe(self._frame, self._automap), self._info()
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
         """Holds one action for `tics_per_step` tics, fewer only where the episode ends."""
         if self._game is None:
             raise RuntimeError("no game is running: call reset() first")
@@ -154,7 +140,9 @@ class DoomEnv(gymnasium.Env):
             reward += tic_reward
             if terminated or truncated:
                 break
-        return self._observation(), reward, terminated, truncated, self._info()
+        self._observer.note(action)
+        observation = self._observer.observe(self._frame, self._automap)
+        return observation, reward, terminated, truncated, self._info()
 
     def render(self) -> np.ndarray:
         """The current screen, uint8 (H, W, 3); black before the first reset."""
@@ -183,9 +171,10 @@ class DoomEnv(gymnasium.Env):
             raise EngineDied(f"the Doom engine stopped at {where}: {error}") from error
         self._tic += 1
         self._observe_game()
-        reward = self._reward(self._tic_variables(before), self._tic_variables(self._values))
+        reward = self._reward(*(tic_variables(values, self.is_deathmatch) for values in (before, self._values)))
         if self.on_tic is not None:
-            self.on_tic(frame, action, {**self._columns(before), "reward": reward, "dead": bool(before["DEAD"])})
+            known = columns(before, self.is_deathmatch)
+            self.on_tic(frame, action, {**known, "reward": reward, "dead": bool(before["DEAD"])})
         truncated = timed_out or (not finished and self._tic >= self.episode_tics)
         return reward, finished and not timed_out, truncated
 
@@ -194,46 +183,22 @@ class DoomEnv(gymnasium.Env):
         state = self._game.get_state()
         if state is not None:
             self._frame = state.screen_buffer
+            if self._observe_map:
+                self._automap = state.automap_buffer
             self._values = dict(zip(VARIABLES, state.game_variables.tolist(), strict=True))
         else:
             variables = self._game.get_available_game_variables()
             values = [self._game.get_game_variable(variable) for variable in variables]
             self._values = dict(zip(VARIABLES, values, strict=True))
 
-    def _tic_variables(self, values: dict[str, float]) -> TicVariables:
-        return TicVariables(
-            health=max(0.0, values["HEALTH"]),  # far below zero after a violent death
-            armor=values["ARMOR"],
-            ammo=values["AMMO2"] + values["AMMO3"] + values["AMMO5"] + values["AMMO6"],
-            frags=self._frags(values),
-            damage=values["DAMAGECOUNT"],
-            position_x=values["POSITION_X"],
-            position_y=values["POSITION_Y"],
-            dead=bool(values["DEAD"]),
-        )
-
-    def _columns(self, values: dict[str, float]) -> dict[str, float | int | bool]:
-        """What is recorded with a frame."""
-        return {
-            "health": max(0, int(values["HEALTH"])),
-            "ammo": max(0, int(values["SELECTED_WEAPON_AMMO"])),
-            "frags": int(self._frags(values)),
-            "position_x": values["POSITION_X"],
-            "position_y": values["POSITION_Y"],
-            "position_angle": values["ANGLE"],
-        }
-
-    def _frags(self, values: dict[str, float]) -> float:
-        return values["FRAGCOUNT"] if self.is_deathmatch else values["KILLCOUNT"]
-
-    def _observation(self) -> np.ndarray:
-        """The screen cropped and shrunk by averaging: uint8 (100, 156, 3)."""
-        width, height = self.screen_size
-        box = (CROP[0] * width, CROP[1] * height, CROP[2] * width, CROP[3] * height)
-        return np.array(Image.fromarray(self._frame).resize(OBSERVATION_SIZE, Image.Resampling.BOX, box=box))
-
     def _info(self) -> dict[str, int]:
-        return {"level": self.level, "frags": int(self._frags(self._values)), "deaths": int(self._values["DEATHCOUNT"])}
+        return {
+            "level": self.level,
+            "frags": int(frags(self._values, self.is_deathmatch)),
+            "deaths": int(self._values["DEATHCOUNT"]),
+            "areas": len(self._reward.areas),
+            "secrets": int(self._values["SECRETCOUNT"]),
+        }
 
     def _configured_game(self) -> "vizdoom.DoomGame":
         """A game set up from the scenario's .cfg, not started."""
@@ -253,6 +218,7 @@ class DoomEnv(gymnasium.Env):
         game.set_window_visible(False)
         game.set_screen_format(vizdoom.ScreenFormat.RGB24)
         game.set_screen_resolution(resolutions[self._screen_resolution])
+        game.set_automap_buffer_enabled(self._observe_map)
         game.set_available_game_variables([getattr(vizdoom.GameVariable, name) for name in VARIABLES])
         return game
 
@@ -278,13 +244,13 @@ class DoomEnv(gymnasium.Env):
         end_orphans()
         for attempt in range(START_ATTEMPTS):
             with writing(Path(tempfile.gettempdir())):
-                self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}_"))
+                self._folder = new_folder()
                 shutil.copy(SCENARIOS / "bots.cfg", self._folder)  # game_args take no path with spaces
             self._game = self._configured_game()
             self._game.set_seed(game_seed)
             self._game.set_doom_config_path(str(self._folder / "engine.ini"))
             if self.is_deathmatch:
-                self._game.add_game_args(f"-port {_free_port()} +viz_bots_path bots.cfg")
+                self._game.add_game_args(f"-port {free_port()} +viz_bots_path bots.cfg")
                 self._game.set_episode_timeout(0)
             try:
                 with chdir(self._folder):  # the engine makes a folder wherever it starts
@@ -353,33 +319,3 @@ def _check_range(name: str, value: int, low: int, high: int | None) -> None:
     if value < low or (high is not None and value > high):
         expected = f"{low} or more" if high is None else f"{low} to {high}"
         raise BadInput(f"{name} {value} is out of range; give {expected}")
-
-
-def _free_port() -> int:
-    """A UDP port nobody uses at this moment."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
-
-
-def end_orphans() -> None:
-    """Ends the engines of Python processes that were killed: they would wait for orders forever."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*_*"):
-        owner = folder.name.removeprefix(FOLDER_PREFIX).split("_")[0]
-        if not owner.isdigit() or _is_running(int(owner)):
-            continue
-        for command in Path("/proc").glob("[0-9]*/cmdline"):  # none outside Linux
-            with suppress(OSError):
-                if f"{folder}/".encode() in command.read_bytes():
-                    os.kill(int(command.parent.name), signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True

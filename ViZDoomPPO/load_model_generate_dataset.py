@@ -25,6 +25,7 @@ from console import BadInput, add_device_flag, check_writable, parser, print_set
 from recording import RANDOM, SPLITS, RecorderDied, Recording, check_game, gif_workplace
 
 DEFAULT_POLICY = Path(__file__).resolve().parent / "logs" / "models" / "deathmatch_simple" / "best_model.zip"
+AGENT_FACTS = ("reward", "observe_map", "action_history")  # of a policy file, and arguments of DoomEnv
 DEFAULT_SCENARIO = "deathmatch_simple"
 
 
@@ -97,6 +98,8 @@ def make_recording(args: argparse.Namespace) -> Recording:
         digest = hashlib.sha256(Path(args.policy).read_bytes()).hexdigest()
     taken["scenario"] = args.scenario or facts.get("scenario") or DEFAULT_SCENARIO
     taken["action_set"] = args.action_set or facts.get("action_set") or "full"
+    taken["agent"] = tuple((name, facts[name]) for name in AGENT_FACTS if name in facts)
+    taken["repeat_probability"] = facts.get("repeat_probability", 0.0)
     recording = Recording(**taken, policy_sha256=digest)
     if args.policy != RANDOM and not (facts or args.env or args.action_set):
         from policy import count_actions

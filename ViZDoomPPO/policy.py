@@ -22,15 +22,18 @@ import torch
 from console import BadInput
 from episode_recorder import partial_path
 from gymnasium import spaces
+from observation import SCREEN
+from repeating_policy import RepeatingPolicy
 from stable_baselines3 import PPO
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from torch import Tensor, nn
 
 FACTS_MEMBER = "policy.json"
 STATE_MEMBER = "state.json"
 CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
 CURE = "give a .zip that the training script wrote"
+FEATURES_PER_PICTURE = 512  # of a dictionary observation, GameNGen 4.1
 SMALLEST_SIDE_PX = 36  # below it the last convolution has nothing left to see
 
 
@@ -58,8 +61,17 @@ class CustomCNN(BaseFeaturesExtractor):
         return self.linear(self.cnn(observations))  # (B, C, H, W) -> (B, features_dim)
 
 
-def architecture(observation_space: gymnasium.Space) -> dict[str, Any]:
-    """The arguments of PPO that choose our network: CustomCNN for pictures, stable-baselines3's own MLP otherwise."""
+def architecture(observation_space: gymnasium.Space, repeat_probability: float = 0.0) -> dict[str, Any]:
+    """The arguments of PPO that choose our network.
+
+    CustomCNN for a picture. For a dictionary the paper's: a Nature CNN for each picture, and two hidden layers for each
+    head on their features and the last actions, one-hot. Otherwise stable-baselines3's own MLP."""
+    if isinstance(observation_space, spaces.Dict):
+        features = {"cnn_output_dim": FEATURES_PER_PICTURE}
+        kwargs = {"features_extractor_class": CombinedExtractor, "features_extractor_kwargs": features}
+        if not repeat_probability:
+            return {"policy": "MultiInputPolicy", "policy_kwargs": kwargs}
+        return {"policy": RepeatingPolicy, "policy_kwargs": {**kwargs, "repeat_probability": repeat_probability}}
     if is_image_space(observation_space):
         return {"policy": "CnnPolicy", "policy_kwargs": {"features_extractor_class": CustomCNN}}
     return {"policy": "MlpPolicy", "policy_kwargs": {}}
@@ -124,7 +136,13 @@ class _SpacesOnly(gymnasium.Env):
         self.observation_space, self.action_space = observation_space, action_space
 
 
-def load_policy(path: Path, observation_space: gymnasium.Space, action_space: spaces.Discrete, device: str) -> PPO:
+def load_policy(
+    path: Path,
+    observation_space: gymnasium.Space,
+    action_space: spaces.Discrete,
+    device: str,
+    repeat_probability: float = 0.0,
+) -> PPO:
     """The policy of a file, ready to `predict` on `observation_space`; neither `data` nor any object is unpickled.
 
     The network follows from the weights, so files of the seed and of plain stable-baselines3 (CnnPolicy, MlpPolicy)
@@ -138,10 +156,11 @@ def load_policy(path: Path, observation_space: gymnasium.Space, action_space: sp
     weights = {f"{head}{name}": value for head in ("", "pi_", "vf_") for name, value in shared.items()} | weights
     env = _SpacesOnly(observation_space, action_space)
     try:
-        model = PPO(env=env, n_steps=2, batch_size=2, device=device, **_architecture_of(weights, observation_space))
+        network = _architecture_of(weights, observation_space, repeat_probability)
+        model = PPO(env=env, n_steps=2, batch_size=2, device=device, **network)
         model.policy.load_state_dict(weights)
     except (RuntimeError, AssertionError) as error:
-        seen = f"observations {observation_space.shape}"
+        seen = f"observations {observation_space.shape or ', '.join(observation_space)}"
         raise BadInput(f"{path} does not fit {seen} ({_first_line(error)}); record its own game") from error
     model.policy.set_training_mode(False)
     return model
@@ -165,10 +184,16 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _architecture_of(weights: dict[str, Tensor], observation_space: gymnasium.Space) -> dict[str, Any]:
+def _architecture_of(
+    weights: dict[str, Tensor], observation_space: gymnasium.Space, repeat_probability: float
+) -> dict[str, Any]:
     """Like `architecture`, for given weights: which extractor, and how wide the layers after it."""
-    chosen = architecture(observation_space)
+    chosen = architecture(observation_space, repeat_probability)
     kwargs = {"net_arch": {"pi": _widths(weights, "policy_net"), "vf": _widths(weights, "value_net")}}
+    if isinstance(observation_space, spaces.Dict):
+        kwargs = {**chosen["policy_kwargs"], **kwargs}
+        features = weights.get(f"features_extractor.extractors.{SCREEN}.linear.0.bias", ())
+        kwargs["features_extractor_kwargs"] = {"cnn_output_dim": len(features) or FEATURES_PER_PICTURE}
     if chosen["policy"] == "CnnPolicy":
         has_norm = "features_extractor.linear.1.weight" in weights
         kwargs["features_extractor_class"] = CustomCNN if has_norm else NatureCNN

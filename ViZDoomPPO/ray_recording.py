@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console import BadInput, writing
-from doom_env import EngineDied, end_orphans
+from doom_env import EngineDied
+from engine_processes import end_orphans
 from episode_recorder import partial_path
 from recording import RECORDERS, RecorderDied, Recording
 

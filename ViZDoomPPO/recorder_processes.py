@@ -16,7 +16,8 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from doom_env import EngineDied, end_orphans
+from doom_env import EngineDied
+from engine_processes import end_orphans
 from recording import RANDOM, RECORDERS, RecorderDied, Recording
 
 if TYPE_CHECKING:

@@ -45,6 +45,8 @@ class Recording:
     record_stride: int
     split: str
     seed: int
+    agent: tuple[tuple[str, Any], ...] = ()  # what the policy sees of Doom and is rewarded for, as DoomEnv takes it
+    repeat_probability: float = 0.0  # of the policy's last action
 
     def open_game(self) -> "gymnasium.Env":
         """The game, not yet begun."""
@@ -53,7 +55,7 @@ class Recording:
         from doom_env import DoomEnv
 
         names = ("scenario", "level", "bots", "episode_tics", "screen_resolution", "action_set", "seed")
-        return DoomEnv(**{name: getattr(self, name) for name in names})
+        return DoomEnv(**{name: getattr(self, name) for name in names}, **dict(self.agent))
 
     def policy_name(self) -> str:
         return RANDOM if self.policy == RANDOM else Path(self.policy).stem
@@ -63,8 +65,11 @@ class Recording:
         return output_dir / self.split / f"level_{0 if self.env else self.level}" / self.policy_name()
 
     def identity(self) -> dict[str, Any]:
-        """What a repeated run must share to go on here; where the policy file lies does not matter."""
-        return {"recorded_by": "generation", **asdict(self), "policy": self.policy_name()}
+        """What a repeated run must share to go on here; where the policy file lies does not matter.
+
+        What only the policy file decides is left out: its SHA-256 stands for it."""
+        shared = {name: value for name, value in asdict(self).items() if name not in ("agent", "repeat_probability")}
+        return {"recorded_by": "generation", **shared, "policy": self.policy_name()}
 
 
 def open_gymnasium(env_id: str, max_steps: int) -> "gymnasium.Env":
@@ -112,7 +117,8 @@ def loaded_policy(recording: Recording, device: str) -> "PPO":
     torch.set_num_threads(1)  # one picture at a time, so no faster with more; and the same sums on every machine
     game = recording.open_game()
     game.close()
-    return load_policy(Path(recording.policy), game.observation_space, game.action_space, device)
+    path, repeated = Path(recording.policy), recording.repeat_probability
+    return load_policy(path, game.observation_space, game.action_space, device, repeated)
 
 
 def chooser(recording: Recording, action_space: Any, game_seed: int, device: str) -> Callable[[Any], int]:

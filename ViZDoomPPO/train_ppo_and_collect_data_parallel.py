@@ -12,30 +12,35 @@ same command with --resume goes on, also after a kill.
 
 import argparse
 import json
-import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from multiprocessing.util import Finalize
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from console import BadInput, add_device_flag, parser, print_settings, resolve_device, run
+from console import BadInput, add_device_flag, add_preset, parser, print_settings, resolve_device, run
+from progress import LEVEL_THRESHOLDS, Progress, add_line, best_rank, forget_lines_after, rank, saved_progress
+from rewards import REWARDS
+from training_games import AGENT_FLAGS, GAME_FLAGS, RECORDING_FLAGS, STOP_SIGNALS, open_envs
 
-if TYPE_CHECKING:
-    from stable_baselines3.common.monitor import Monitor
-    from stable_baselines3.common.vec_env import VecEnv
-
-LEVEL_THRESHOLDS = (5.0, 10.0, 15.0, 20.0, 25.0)  # mean return that leads from level k to k + 1
-RETURNS_PER_LEVEL = 10  # the mean is over this many episodes
 CHECKPOINT_NAME, BEST_NAME = "last_model.zip", "best_model.zip"
-GAME_FLAGS = ("scenario", "action_set", "bots", "episode_tics", "screen_resolution")
-RECORDING_FLAGS = ("image_format", "image_quality", "record_stride")  # these and the game: the same when resumed
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+METRICS_NAME = "metrics.jsonl"
+PAPER = {  # GameNGen 4.1 and A.5
+    "reward": "paper",
+    "observe_map": True,
+    "action_history": 32,
+    "repeat_probability": 0.25,  # the paper raises it, not saying by how much
+    "n_train_envs": 8,
+    "n_steps": 512,
+    "batch_size": 64,
+    "n_epochs": 10,
+    "learning_rate": 1e-4,
+    "gamma": 0.99,
+    "ent_coef": 0.1,
+    "total_timesteps": 50_000_000,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,9 +48,15 @@ def build_parser() -> argparse.ArgumentParser:
     add = arguments.add_argument
     add("--out_base_dir", type=Path, required=True, help="folder for the episodes; made if missing")
     add("--run_dir", type=Path, help="folder for policies, logs and TensorBoard events; default: <out_base_dir>/policy")
+    add_preset(arguments, "--paper", "GameNGen's agent: its reward, what it sees, its PPO settings as defaults", PAPER)
     add("--resume", action="store_true", help="go on with the run in --out_base_dir; begins one where there is none")
     add("--scenario", default="deathmatch_simple", help="our scenario, one inside the vizdoom package, or a .cfg file")
     add("--action_set", choices=("full", "seed"), default="full", help="all combinations of buttons, or the seed's 12")
+    add("--reward", choices=tuple(REWARDS), default=AGENT_FLAGS["reward"], help="rl-doom's, or GameNGen's A.5")
+    map_flag = {"action": argparse.BooleanOptionalAction, "default": AGENT_FLAGS["observe_map"]}
+    add("--observe_map", **map_flag, help="let the agent see the automap beside the screen, 160x120 each")
+    add("--action_history", type=int, default=AGENT_FLAGS["action_history"], help="how many last actions it knows")
+    add("--repeat_probability", type=float, default=0.0, help="of the last action, beside what the policy gives it")
     add("--bots", type=int, default=6, help="opponents")
     add("--episode_tics", type=int, default=5250, help="length of an episode in game tics, 35 a second")
     add("--screen_resolution", default="RES_320X240", help="size of the recorded frames, a ViZDoom name")
@@ -62,6 +73,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=64, help="agent steps per gradient step")
     add("--n_epochs", type=int, default=10, help="passes over the collected steps per update")
     add("--learning_rate", type=float, default=1e-4, help="Adam's step size")
+    add("--gamma", type=float, default=0.99, help="what a reward one agent step later is worth, 0 to 1")
+    add("--gae_lambda", type=float, default=0.95, help="weight of longer advantage estimates, 0 to 1")
+    add("--ent_coef", type=float, default=0.0, help="weight of the policy's entropy in the loss")
+    add("--clip_range", type=float, default=0.2, help="how far an update may move an action's probability, as a share")
     add("--seed", type=int, default=0, help="of the games and the policy")
     add_device_flag(arguments)
     return arguments
@@ -71,57 +86,28 @@ def check_flags(args: argparse.Namespace) -> None:
     """Raises BadInput for numbers nothing can be done with, before anything heavy is imported."""
     least = {"n_train_envs": 1, "n_eval_envs": 1, "eval_episodes": 1, "eval_freq": 1, "total_timesteps": 1, "bots": 0}
     least |= {"n_steps": 2, "batch_size": 2, "n_epochs": 1, "episode_tics": 1, "record_stride": 1, "seed": 0}
-    least |= {"image_quality": 1}
+    least |= {"image_quality": 1, "action_history": 0}
     for name, value in least.items():
         if getattr(args, name) < value:
             raise BadInput(f"--{name} {getattr(args, name)} is too small; give {value} or more")
     if args.image_quality > 95:
         raise BadInput(f"--image_quality {args.image_quality} is too large; give 95 or less, or --image_format png")
-    if args.learning_rate <= 0:
-        raise BadInput(f"--learning_rate {args.learning_rate} does not learn; give a positive number")
+    for name in ("learning_rate", "clip_range"):
+        if not getattr(args, name) > 0:
+            raise BadInput(f"--{name} {getattr(args, name)} does not learn; give a positive number")
+    for name in ("gamma", "gae_lambda"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise BadInput(f"--{name} {getattr(args, name)} is out of range; give 0 to 1")
+    if not args.ent_coef >= 0:
+        raise BadInput(f"--ent_coef {args.ent_coef} would reward certainty; give 0 or more")
+    if not 0 <= args.repeat_probability < 1:
+        raise BadInput(f"--repeat_probability {args.repeat_probability} is out of range; give 0 or more, less than 1")
+    if args.repeat_probability and not args.action_history:
+        raise BadInput(
+            f"--repeat_probability {args.repeat_probability} repeats what the policy cannot see; add --action_history 1"
+        )
     if args.max_train_minutes is not None and args.max_train_minutes <= 0:
         raise BadInput(f"--max_train_minutes {args.max_train_minutes} is no time; give a positive number of minutes")
-
-
-@dataclass
-class Progress:
-    """Everything a resumed run has to know beside policy and optimizer; plain JSON inside the checkpoint."""
-
-    run_id: str
-    agent_steps: int = 0
-    updates: int = 0
-    train_seconds: float = 0.0
-    level: int = 0
-    last_returns: list[float] = field(default_factory=list)
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-
-    def add_return(self, level: int, episode_return: float) -> bool:
-        """Takes note of a finished training episode; True when the agent has earned the next level.
-
-        Episodes that began on another level do not count, so a level is passed by play on that level."""
-        if level != self.level:
-            return False
-        returns = deque([*self.last_returns, episode_return], maxlen=RETURNS_PER_LEVEL)
-        self.last_returns = list(returns)
-        is_passed = len(returns) == RETURNS_PER_LEVEL and self.level < len(LEVEL_THRESHOLDS)
-        if is_passed and sum(returns) / RETURNS_PER_LEVEL > LEVEL_THRESHOLDS[self.level]:
-            self.level, self.last_returns = self.level + 1, []
-            return True
-        return False
-
-    def is_finished(self, args: argparse.Namespace) -> bool:
-        """Whether the budget in steps or minutes is used up."""
-        return self.agent_steps >= args.total_timesteps or self.is_late(args)
-
-    def is_late(self, args: argparse.Namespace) -> bool:
-        """Whether the minutes are used up, where they are limited."""
-        return args.max_train_minutes is not None and self.train_seconds >= args.max_train_minutes * 60
-
-    def steps_since_evaluation(self) -> int:
-        return self.agent_steps - (self.evaluations[-1]["agent_steps"] if self.evaluations else 0)
-
-    def is_evaluated(self) -> bool:
-        return bool(self.evaluations) and self.evaluations[-1]["agent_steps"] == self.agent_steps
 
 
 class Stopper:
@@ -143,49 +129,6 @@ class Stopped(Exception):
     """Leaves an evaluation that a signal interrupts."""
 
 
-def env_maker(
-    args: argparse.Namespace, split: str, index: int, level: int, seed: int, run_id: str
-) -> Callable[[], "Monitor"]:
-    """A function that opens one recorded game in whichever process calls it."""
-
-    def open_env() -> "Monitor":
-        from doom_env import DoomEnv
-        from episode_recorder import EpisodeRecorder
-        from stable_baselines3.common.monitor import Monitor
-
-        env = DoomEnv(level=level, seed=seed, **{name: getattr(args, name) for name in GAME_FLAGS})
-        recording = {name: getattr(args, name) for name in RECORDING_FLAGS}
-        folder = args.out_base_dir / split
-        recorder = EpisodeRecorder(env, folder, f"env_{index}", seed=args.seed, run_id=run_id, **recording)
-        if multiprocessing.parent_process() is not None:
-            for number in STOP_SIGNALS:  # the training process decides when the games end
-                signal.signal(number, signal.SIG_IGN)
-            # When that process was killed, this one ends by itself; the game's engine would stay behind.
-            Finalize(None, recorder.discard, exitpriority=1)
-            Finalize(None, recorder.close, exitpriority=0)
-        return Monitor(recorder)
-
-    return open_env
-
-
-def open_envs(
-    args: argparse.Namespace, split: str, count: int, progress: Progress, seed: int, in_processes: bool
-) -> "VecEnv":
-    """`count` games, with `in_processes` each in its own with its recorder: only observations cross the pipe."""
-    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
-
-    makers = [env_maker(args, split, i, progress.level, seed + i, progress.run_id) for i in range(count)]
-    if not in_processes:
-        envs = DummyVecEnv(makers)
-    else:
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        # The fork server imports stable-baselines3 once for all games.
-        multiprocessing.set_forkserver_preload(["stable_baselines3.common.vec_env.subproc_vec_env"])
-        envs = SubprocVecEnv(makers, start_method=method)
-    envs.seed(seed)
-    return envs
-
-
 class Training:
     """One process's share of a run: model, games and progress, and the steps of the loop in `train`."""
 
@@ -196,6 +139,11 @@ class Training:
         from tqdm import tqdm
 
         self.args, self.progress, self.facts = args, progress, facts
+        # Where no bots play, there are no levels to pass.
+        self.thresholds = tuple(
+            kills * REWARDS[args.reward].kill_points for kills in LEVEL_THRESHOLDS if facts["has_bots"]
+        )
+        self.places: list[tuple[int, int]] = []  # (areas, secrets) of the episodes that ended in this rollout
         # A resumed run begins new games: seeded by where it resumes, or it would repeat those before.
         train_seed, eval_seed = (derived_seed(args.seed, progress.agent_steps, split) for split in range(2))
         in_processes = max(args.n_train_envs, args.n_eval_envs) > 1
@@ -207,12 +155,17 @@ class Training:
             n_steps=args.n_steps,
             batch_size=args.batch_size,
             n_epochs=args.n_epochs,
+            gamma=args.gamma,
+            gae_lambda=args.gae_lambda,
+            ent_coef=args.ent_coef,
+            clip_range=args.clip_range,
             seed=train_seed,
             device=device,
-            **architecture(self.envs.observation_space),
+            **architecture(self.envs.observation_space, args.repeat_probability),
         )
         if self.checkpoint.exists():
             restore_training(self.checkpoint, self.model)
+        forget_lines_after(args.run_dir / METRICS_NAME, progress.agent_steps)
         self.model.num_timesteps, self.model._n_updates = progress.agent_steps, progress.updates
         self.model.set_logger(configure(str(args.run_dir / "tensorboard"), ["tensorboard"]))
         self.stopper = Stopper()
@@ -240,6 +193,7 @@ class Training:
     def learn(self) -> None:
         """One rollout in every game, then one update of the policy; cut short by a signal or the end of the time."""
         began_s, began_steps = time.monotonic(), self.progress.agent_steps
+        self.places = []
         rollout_steps = self.args.n_steps * self.envs.num_envs
         self.model.learn(rollout_steps, callback=self._after_step, reset_num_timesteps=False)
         self.progress.updates = self.model._n_updates
@@ -251,7 +205,10 @@ class Training:
         elapsed_s = time.monotonic() - self.began_s
         self.bar.update(min(elapsed_s, self.bar.total) - self.bar.n if is_timed else self.envs.num_envs)
         for info in played["infos"]:
-            if "episode" in info and self.progress.add_return(info["level"], info["episode"]["r"]):
+            if "episode" not in info:
+                continue
+            self.places.append((info["areas"], info["secrets"]))
+            if self.progress.add_return(info["level"], info["episode"]["r"], self.thresholds):
                 self.envs.env_method("set_level", self.progress.level)
                 self.bar.write(f"step {self.progress.agent_steps:07d} | bots move up to level {self.progress.level}")
         return not self.is_interrupted()
@@ -264,11 +221,12 @@ class Training:
             "step": progress.agent_steps,
             "level": progress.level,
             "mean_return": mean_return,
+            "mean_areas": sum(areas for areas, _ in self.places) / len(self.places) if self.places else None,
+            "mean_secrets": sum(secrets for _, secrets in self.places) / len(self.places) if self.places else None,
             "steps_per_s": round(steps_per_s, 1),
             "train_seconds": round(progress.train_seconds, 1),
         }
-        with open(self.args.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        add_line(self.args.run_dir / METRICS_NAME, line)
         left_s = (total - progress.agent_steps) / max(steps_per_s, 1e-9)
         if self.args.max_train_minutes is not None:
             left_s = min(left_s, self.args.max_train_minutes * 60 - progress.train_seconds)
@@ -331,19 +289,6 @@ class Training:
         self.eval_envs.close()
 
 
-def rank(evaluation: dict[str, float]) -> tuple[float, float]:
-    """Returns on different levels do not compare: whoever reached the higher one is better."""
-    return evaluation["level"], evaluation["mean_return"]
-
-
-def best_rank(path: Path) -> tuple[float, float]:
-    """The rank the best model so far was saved with; it is kept in that very file."""
-    from policy import FACTS_MEMBER, read_member
-
-    evaluation = ((read_member(path, FACTS_MEMBER) or {}) if path.exists() else {}).get("evaluation")
-    return rank(evaluation) if evaluation else (-1.0, float("-inf"))
-
-
 def train(training: Training) -> None:
     """The loop: save, evaluate where it is due, then play and learn; so every way out has saved first."""
     while True:
@@ -359,18 +304,6 @@ def train(training: Training) -> None:
         if is_over:
             return
         training.learn()
-
-
-def saved_progress(path: Path) -> Progress | None:
-    """The progress a checkpoint holds, None where there is no checkpoint yet."""
-    if not path.exists():
-        return None
-    from policy import STATE_MEMBER, read_member
-
-    state = read_member(path, STATE_MEMBER)
-    if state is None:
-        raise BadInput(f"{path} is not a checkpoint of this script; move it away, or choose another --run_dir")
-    return Progress(**state)
 
 
 def result_line(args: argparse.Namespace, progress: Progress) -> str:
@@ -398,18 +331,24 @@ def main(args: argparse.Namespace) -> None:
     from doom_env import DoomEnv
     from episode_recorder import EpisodeRecorder, claimed_folder
 
-    game = DoomEnv(**{name: getattr(args, name) for name in GAME_FLAGS})  # checks the flags; starts no game
+    # Checks the flags; starts no game.
+    game = DoomEnv(**{name: getattr(args, name) for name in (*GAME_FLAGS, *AGENT_FLAGS)})
     EpisodeRecorder(game, args.out_base_dir, record_stride=args.record_stride, episode=0)
     facts = {
         "format_version": 1,
         "scenario": args.scenario,
         "action_set": args.action_set,
         "action_table": table_rows(game.actions),
-        "observation_shape": list(game.observation_space.shape),
+        **{name: getattr(args, name) for name in AGENT_FLAGS},
+        "repeat_probability": args.repeat_probability,
         "tics_per_step": game.tics_per_step,
+        "has_bots": game.is_deathmatch,
     }
     game.close()
     identity = {"recorded_by": "training", **{name: getattr(args, name) for name in GAME_FLAGS + RECORDING_FLAGS}}
+    # Only where they are not the defaults: folders older than these flags go on.
+    agent = {**AGENT_FLAGS, "repeat_probability": 0.0}
+    identity |= {name: getattr(args, name) for name, default in agent.items() if getattr(args, name) != default}
     with claimed_folder(
         args.out_base_dir,
         identity,

@@ -22,12 +22,16 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__fil
 
 
 def call(
-    script: Path, *flags: str | Path | int, cwd: Path | None = None, extra: Mapping[str, str] | None = None
+    script: Path,
+    *flags: str | Path | int,
+    cwd: Path | None = None,
+    extra: Mapping[str, str] | None = None,
+    timeout_s: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """A script run to its end; `extra` goes into its environment."""
     command = [sys.executable, str(script), *map(str, flags)]
     environment = ENVIRONMENT | dict(extra or {})
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment, cwd=cwd)
 
 
 def start(

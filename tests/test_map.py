@@ -1,4 +1,4 @@
-"""Our map: the committed files are what the drawing gives, rooms look different, every place can be reached."""
+"""Our maps: the committed files are what the drawings give, rooms look different, every place can be reached."""
 
 import re
 import struct
@@ -15,15 +15,19 @@ SCENARIOS = REPOSITORY / "ViZDoomPPO" / "scenarios"
 sys.path.insert(0, str(SCENARIOS))
 
 import build_map  # noqa: E402
+import text_map  # noqa: E402
+from single_player_maps import SINGLE_PLAYER_MAPS  # noqa: E402
+
+DRAWINGS = {"deathmatch_simple": build_map.DEATHMATCH, **SINGLE_PLAYER_MAPS}
 
 STEP_UNITS = 24  # what a player climbs
 PLAYER_HEIGHT_UNITS = 56
 ROOMS, PASSAGES = "ABCDEFGHI", "abcdefghijkl"
 
 
-def blocks(kind: str) -> list[dict[str, str]]:
+def blocks(kind: str, drawing: text_map.Drawing = build_map.DEATHMATCH) -> list[dict[str, str]]:
     """The UDMF blocks of one kind, as name -> value text."""
-    text = build_map.build_text_map()
+    text = drawing.text_map()
     return [dict(re.findall(r"(\w+) = (.*);", body)) for body in re.findall(rf"\n{kind}\n{{\n(.*?)\n}}", text, re.S)]
 
 
@@ -44,13 +48,15 @@ def freedoom_names() -> set[str]:
 
 def test_committed_files_are_what_the_drawing_gives_byte_for_byte() -> None:
     cure = "run python ViZDoomPPO/scenarios/build_map.py"
-    assert build_map.WAD_PATH.read_bytes() == build_map.build_wad(), cure
-    assert build_map.BOTS_PATH.read_bytes() == build_map.build_bots().encode(), cure
+    files = build_map.build_all()
+    assert {path.name for path in files} == {"bots.cfg", *(f"{name}.wad" for name in DRAWINGS)}
+    for path, content in files.items():
+        assert path.read_bytes() == content, f"{path.name}: {cure}"
 
 
 def test_every_room_and_passage_has_textures_and_light_of_its_own() -> None:
     areas = [build_map.AREAS[letter] for letter in ROOMS + PASSAGES]
-    assert set(ROOMS + PASSAGES) <= set(build_map.open_cells().values()) and len(areas) >= 8
+    assert set(ROOMS + PASSAGES) <= set(build_map.DEATHMATCH.open_cells().values()) and len(areas) >= 8
     assert len({area.wall for area in areas}) == len(areas), "two areas share a wall"
     looks = Counter((area.floor, area.ceiling, area.light, area.tint) for area in areas)
     assert max(looks.values()) == 1, looks.most_common(2)
@@ -58,16 +64,17 @@ def test_every_room_and_passage_has_textures_and_light_of_its_own() -> None:
 
 def test_every_texture_is_in_freedoom() -> None:
     known = freedoom_names()
-    for letter, area in build_map.AREAS.items():
-        used = {area.wall, area.floor, area.ceiling, area.accent, area.riser, build_map.STEP_TEXTURE} - {""}
+    for letter, area in [pair for drawing in DRAWINGS.values() for pair in drawing.areas.items()]:
+        used = {area.wall, area.floor, area.ceiling, area.accent, area.riser, text_map.STEP_TEXTURE} - {""}
         assert used <= known, f"{letter} {area.name}: {used - known}"
 
 
-def test_walls_are_closed() -> None:
+@pytest.mark.parametrize("drawing", DRAWINGS.values(), ids=DRAWINGS)
+def test_walls_are_closed(drawing: text_map.Drawing) -> None:
     """Every corner of the map joins as many lines that enter an area as leave it, and each line has all it shows."""
-    sides, sectors = blocks("sidedef"), blocks("sector")
+    sides, sectors = blocks("sidedef", drawing), blocks("sector", drawing)
     balance: Counter[tuple[str, str]] = Counter()
-    for line in blocks("linedef"):
+    for line in blocks("linedef", drawing):
         faces = [("sidefront", "v1", "v2")] + ([("sideback", "v2", "v1")] if "sideback" in line else [])
         for side, start, end in faces:
             sector = sides[int(line[side])]["sector"]
@@ -82,9 +89,10 @@ def test_walls_are_closed() -> None:
     assert len({side["sector"] for side in sides}) == len(sectors), "an area without walls"
 
 
-def test_a_player_can_walk_from_any_place_to_any_other() -> None:
-    """All but the tops of the crates: within a step up, and with head room, in both directions."""
-    cells = {cell: build_map.AREAS[letter] for cell, letter in build_map.open_cells().items()}
+@pytest.mark.parametrize("drawing", DRAWINGS.values(), ids=DRAWINGS)
+def test_a_player_can_walk_from_any_place_to_any_other(drawing: text_map.Drawing) -> None:
+    """All but the tops of the crates: within a step up, and with head room, in both directions, doors being open."""
+    cells = {cell: drawing.areas[letter] for cell, letter in drawing.open_cells().items()}
     cells = {cell: area for cell, area in cells.items() if "crate" not in area.name}
     first = next(iter(cells))
     reached, border = {first}, [first]
@@ -97,7 +105,9 @@ def test_a_player_can_walk_from_any_place_to_any_other() -> None:
     assert reached == set(cells)
 
 
-def _is_open(one: "build_map.Area", other: "build_map.Area") -> bool:
+def _is_open(one: text_map.Area, other: text_map.Area) -> bool:
+    if text_map.DOOR in (one.use, other.use):
+        return abs(one.floor_units - other.floor_units) <= STEP_UNITS
     head_room = min(one.ceiling_units, other.ceiling_units) - max(one.floor_units, other.floor_units)
     return abs(one.floor_units - other.floor_units) <= STEP_UNITS and head_room >= PLAYER_HEIGHT_UNITS
 
@@ -109,21 +119,25 @@ def test_the_map_holds_what_a_deathmatch_needs() -> None:
         assert things[number] >= 1
     for number in (2007, 2008, 2010, 2047, 2011, 2012, 2018):  # ammunition of four kinds, health, armor
         assert things[number] >= 1
-    marks = [(cell, letter, mark) for cell, (letter, mark) in build_map.read_plan().items() if mark != "."]
+    marks = [(cell, letter, mark) for cell, (letter, mark) in build_map.DEATHMATCH.cells().items() if mark != "."]
     assert not [mark for mark in marks if build_map.AREAS[mark[1]].is_solid or "crate" in build_map.AREAS[mark[1]].name]
     assert first_map(build_map.WAD_PATH) == "MAP01"
     assert thing_numbers(build_map.WAD_PATH, "map01") == set(things)
 
 
+@pytest.mark.parametrize(
+    ("name", "title"), [("deathmatch_simple", "Deathmatch Simple"), *((name, name) for name in SINGLE_PLAYER_MAPS)]
+)
 def test_the_engine_loads_the_map_without_a_complaint(
-    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, title: str, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the engine writes where it starts
-    game = DoomEnv(bots=0)._configured_game()
+    env = DoomEnv(name, bots=0)
+    game = env._configured_game()
     game.set_console_enabled(True)
     game.init()
-    game.make_action([0] * 7, 10)
+    game.make_action(env._vectors[0], 10)
     game.close()
     log = capfd.readouterr().out
-    assert "Deathmatch Simple" in log, "the engine printed nothing to check"
+    assert f" - {title}" in log, "the engine printed nothing to check"
     assert not re.findall(r"(?i).*(?:error|unknown|invalid|not found|missing|unclosed).*", log)

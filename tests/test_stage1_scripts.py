@@ -17,6 +17,7 @@ import pytest
 import toy_world
 from episode_recorder import MIN_KEPT_STEPS
 from PIL import Image
+from progress import RETURNS_PER_LEVEL, Progress
 from stage_one import (
     GENERATE,
     ONE_GAME,
@@ -33,7 +34,6 @@ from stage_one import (
     still_running,
     wait_for,
 )
-from train_ppo_and_collect_data_parallel import RETURNS_PER_LEVEL, Progress
 
 
 @pytest.mark.parametrize("script", [TRAIN, GENERATE])
@@ -45,10 +45,13 @@ def test_help_answers_at_once_with_every_default(script: Path) -> None:
     assert "(default: RES_320X240)" in " ".join(result.stdout.split())
 
 
+PARTNER = {TRAIN: "training_games.py", GENERATE: "recording.py"}  # whatever else reads a script's flags
+
+
 @pytest.mark.parametrize("script", [TRAIN, GENERATE])
 def test_every_flag_is_read(script: Path) -> None:
     flags = re.findall(r'add\(\s*"--(\w+)"', script.read_text())
-    source = script.read_text() + ((STAGE1 / "recording.py").read_text() if script == GENERATE else "")
+    source = script.read_text() + (STAGE1 / PARTNER[script]).read_text()
     for flag in flags:
         code = source.replace(f'add("--{flag}"', "")
         assert re.search(rf"args\.{flag}\b|\"{flag}\"|^    {flag}: ", code, re.MULTILINE), f"--{flag} is read nowhere"

@@ -1,20 +1,21 @@
-"""Writes deathmatch_simple.wad and bots.cfg, our map and its opponents, from the drawing and the table below.
+"""Writes our maps and their opponents, .wad files and bots.cfg, from the drawings and the tables.
 
     python ViZDoomPPO/scenarios/build_map.py
 
-Needs only the standard library and knows nothing of ViZDoom. The WAD holds a UDMF text map, which the engine makes
-playable without a node builder, and a player class for each of the bots' six levels. It holds no pictures: textures are
-Freedoom's, from the WAD inside the `vizdoom` package. The same drawing always gives the same bytes.
+The deathmatch map is drawn here, those for one player in `single_player_maps.py`; `text_map.py` makes maps of them.
+Needs only the standard library and knows nothing of ViZDoom. The deathmatch WAD also holds a player class for each of
+the bots' six levels. The same drawings always give the same bytes.
 """
 
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-WAD_PATH = Path(__file__).with_name("deathmatch_simple.wad")
-BOTS_PATH = Path(__file__).with_name("bots.cfg")
-CELL_UNITS = 64  # a player is 32 wide, 56 high, climbs 24 and runs about 16 a tic
+from single_player_maps import SINGLE_PLAYER_MAPS
+from text_map import DEATHMATCH_START, Area, Drawing, wad
+
+FOLDER = Path(__file__).parent
+WAD_PATH = FOLDER / "deathmatch_simple.wad"
+BOTS_PATH = FOLDER / "bots.cfg"
 
 # The floor plan, north up. A cell is two characters: its area (AREAS) and the thing on it (THINGS; "." none).
 # Two spaces are rock. Capital letters are rooms, small ones passages and details of rooms, digits solid blocks.
@@ -43,28 +44,6 @@ Gcy.y.G.G.5.G+G.kvk.H.H.HrH.H.X.H.H-l.lvIeI.I.zAz.I.I.I.
 G.G.G.G.G.G.G.G.    H.H2H.x.H.H.H.H.l.l.I.I.6.I.I.6.I@I.
 GdG.G.G.y.y.G@Gd    H-H.H.HsH.H.H@Ho    IuI.I.I.I.I.IuI-
 """
-
-
-@dataclass(frozen=True)
-class Area:
-    """Every cell with one letter: heights in units, Freedoom names, light 0-255, tint of that light as RRGGBB."""
-
-    name: str
-    wall: str
-    floor: str = ""
-    ceiling: str = ""
-    floor_units: int = 0
-    ceiling_units: int = 0
-    light: int = 0
-    tint: str = "ffffff"
-    accent: str = ""  # a 64-wide texture for every third stretch of wall
-    riser: str = ""  # shown where this area stands above or hangs below its neighbour; default: `wall`
-
-    @property
-    def is_solid(self) -> bool:
-        """A block nobody can enter: its wall is what its neighbours see."""
-        return self.floor_units == self.ceiling_units
-
 
 AREAS = {
     # nine rooms
@@ -110,10 +89,8 @@ AREAS = {
     "6": Area("bronze column", "BRONZE1"),
 }
 
-STEP_TEXTURE = "STEP4"
-START = "@"
 THINGS = {  # mark in the plan -> thing number of the engine
-    START: 11,  # deathmatch start
+    "@": DEATHMATCH_START,
     "2": 2001,  # shotgun
     "3": 2002,  # chaingun
     "4": 82,  # super shotgun
@@ -142,6 +119,8 @@ THINGS = {  # mark in the plan -> thing number of the engine
     "o": 2035,  # barrel
 }
 
+DEATHMATCH = Drawing(PLAN, AREAS, THINGS)
+
 
 @dataclass(frozen=True)
 class BotLevel:
@@ -168,154 +147,6 @@ BOT_LEVELS = (
 )
 # Red, green and blue, in hexadecimal as the engine reads them.
 BOT_COLORS = ("ff ff 00", "ff 40 00", "40 80 ff", "ff ff ff", "c0 00 c0", "00 c0 c0", "50 50 60", "c0 80 40")
-
-
-@dataclass(frozen=True)
-class Border:
-    """One cell's length between an open area and its neighbour, in plan corners; the front is on the right hand."""
-
-    start: tuple[int, int]
-    end: tuple[int, int]
-    front: str
-    back: str  # "" for a wall
-    wall: str  # texture of that wall
-
-
-class TextMap:
-    """The blocks of a UDMF text map, numbered within their kind; vertices are shared."""
-
-    def __init__(self) -> None:
-        self.blocks: dict[str, list[str]] = {kind: [] for kind in ("thing", "vertex", "sector", "sidedef", "linedef")}
-        self.vertices: dict[tuple[int, int], int] = {}
-
-    def add(self, kind: str, **values: str | int | float | bool) -> int:
-        """Appends one block and returns its number."""
-        lines = [f"{name} = {_literal(value)};" for name, value in values.items()]
-        self.blocks[kind].append("\n".join([kind, "{", *lines, "}"]))
-        return len(self.blocks[kind]) - 1
-
-    def vertex(self, corner: tuple[int, int]) -> int:
-        """The number of the vertex at a corner of the plan."""
-        if corner not in self.vertices:
-            x, y = _units(corner)
-            self.vertices[corner] = self.add("vertex", x=x, y=y)
-        return self.vertices[corner]
-
-    def text(self) -> str:
-        """The TEXTMAP lump."""
-        blocks = [block for kind in self.blocks.values() for block in kind]
-        return "\n\n".join(['namespace = "zdoom";', *blocks]) + "\n"
-
-
-def read_plan() -> dict[tuple[int, int], tuple[str, str]]:
-    """(column, row) -> (area letter, thing mark) for every cell that is not rock."""
-    cells = {}
-    for row, line in enumerate(PLAN.strip("\n").split("\n")):
-        for column in range(len(line) // 2):
-            letter, mark = line[2 * column : 2 * column + 2]
-            if letter != " ":
-                cells[column, row] = (letter, mark)
-    return cells
-
-
-def open_cells() -> dict[tuple[int, int], str]:
-    """(column, row) -> area letter where a player can be."""
-    return {cell: letter for cell, (letter, _) in read_plan().items() if not AREAS[letter].is_solid}
-
-
-def borders() -> Iterator[Border]:
-    """Every border of an open cell with rock, a solid block or another area; each once."""
-    plan, cells = read_plan(), open_cells()
-    for (column, row), front in cells.items():
-        corners = [(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)]  # clockwise from NW
-        neighbours = [(column, row - 1), (column + 1, row), (column, row + 1), (column - 1, row)]  # N, E, S, W
-        for side, neighbour in enumerate(neighbours):
-            start, end = corners[side], corners[(side + 1) % 4]  # going clockwise keeps the cell on the right hand
-            back = cells.get(neighbour, "")
-            if not back:
-                solid = AREAS[plan[neighbour][0]] if neighbour in plan else None
-                yield Border(start, end, front, back, solid.wall if solid else _rock_texture(AREAS[front], column, row))
-            elif back != front and side in (0, 3):  # the neighbour's own N and W sides are our S and E
-                yield Border(start, end, front, back, "")
-
-
-def _rock_texture(area: Area, column: int, row: int) -> str:
-    return area.accent if area.accent and (column + row) % 3 == 1 else area.wall
-
-
-def build_text_map() -> str:
-    """The whole map as UDMF text."""
-    text_map = TextMap()
-    letters = sorted(letter for letter, area in AREAS.items() if not area.is_solid)
-    for letter in letters:
-        area = AREAS[letter]
-        text_map.add(
-            "sector",
-            heightfloor=area.floor_units,
-            heightceiling=area.ceiling_units,
-            texturefloor=area.floor,
-            textureceiling=area.ceiling,
-            lightlevel=area.light,
-            lightcolor=int(area.tint, 16),
-        )
-    for border in borders():
-        sides = {"sidefront": _add_side(text_map, border, letters, border.front, border.back)}
-        if border.back:
-            sides["sideback"] = _add_side(text_map, border, letters, border.back, border.front)
-        v1, v2 = text_map.vertex(border.start), text_map.vertex(border.end)
-        looks = {"twosided": True, "dontpegtop": True} if border.back else {"blocking": True}
-        text_map.add("linedef", v1=v1, v2=v2, **sides, **looks)
-    _add_things(text_map)
-    return text_map.text()
-
-
-def _add_side(text_map: TextMap, border: Border, letters: list[str], own: str, other: str) -> int:
-    """One face of a border: a wall, or the parts of a two-sided border above and below the opening."""
-    start, end = (border.start, border.end) if own == border.front else (border.end, border.start)
-    (x0, y0), (x1, y1) = _units(start), _units(end)
-    along = x0 if x1 > x0 else -x0 if x1 < x0 else y0 if y1 > y0 else -y0  # textures go on across neighbouring lines
-    place = {"sector": letters.index(own), "offsetx": int(along) % 256}
-    if not other:
-        return text_map.add("sidedef", texturemiddle=border.wall, **place)
-    face = AREAS[own].riser or AREAS[other].riser
-    return text_map.add("sidedef", texturetop=face or AREAS[own].wall, texturebottom=face or STEP_TEXTURE, **place)
-
-
-def _add_things(text_map: TextMap) -> None:
-    """Everything the plan marks, and the single-player start every map needs, on the first deathmatch start."""
-    cells = open_cells()
-    marked = [(cell, mark) for cell, (_, mark) in read_plan().items() if mark != "."]
-    first_start = next(cell for cell, mark in marked if mark == START)
-    numbered = [(first_start, 1)] + [(cell, THINGS[mark]) for cell, mark in marked]
-    modes = dict.fromkeys(("skill1", "skill2", "skill3", "skill4", "skill5", "single", "coop", "dm"), True)
-    for (column, row), number in numbered:
-        x, y = _units((column + 0.5, row + 0.5))
-        text_map.add("thing", x=x, y=y, angle=_widest_view(cells, column, row), type=number, **modes)
-
-
-def _widest_view(cells: dict[tuple[int, int], str], column: int, row: int) -> int:
-    """The angle (0 east, 90 north) in which the floor goes on farthest."""
-    steps = {0: (1, 0), 90: (0, -1), 180: (-1, 0), 270: (0, 1)}
-
-    def free_cells(angle: int) -> int:
-        dx, dy = steps[angle]
-        distance = 1
-        while (column + dx * distance, row + dy * distance) in cells:
-            distance += 1
-        return distance
-
-    return max(steps, key=free_cells)
-
-
-def _units(point: tuple[float, float]) -> tuple[float, float]:
-    """Plan (column, row) -> map (x, y); the map's y axis points north."""
-    return point[0] * float(CELL_UNITS), 0.0 - point[1] * CELL_UNITS
-
-
-def _literal(value: str | int | float | bool) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def _class_name(level: int) -> str:
@@ -358,26 +189,29 @@ def build_bots() -> str:
 
 
 def build_wad() -> bytes:
-    """The PWAD: header, lumps, directory."""
-    lumps = [
-        ("MAP01", ""),
-        ("TEXTMAP", build_text_map()),
-        ("ENDMAP", ""),
-        ("DECORATE", build_decorate()),
-        ("MAPINFO", build_mapinfo()),
-    ]
-    content, directory = b"", b""
-    for name, text in lumps:
-        directory += struct.pack("<ii8s", 12 + len(content), len(text), name.encode("ascii"))
-        content += text.encode("ascii")
-    return struct.pack("<4sii", b"PWAD", len(lumps), 12 + len(content)) + content + directory
+    """The deathmatch WAD."""
+    map_lumps = [("MAP01", ""), ("TEXTMAP", DEATHMATCH.text_map()), ("ENDMAP", "")]
+    return wad([*map_lumps, ("DECORATE", build_decorate()), ("MAPINFO", build_mapinfo())])
+
+
+def build_single_player_wad(name: str) -> bytes:
+    """The WAD of a map for one player."""
+    mapinfo = f'map MAP01 "{name}"\n{{\n  sky1 = "P-SKY1"\n}}\n'
+    map_lumps = [("MAP01", ""), ("TEXTMAP", SINGLE_PLAYER_MAPS[name].text_map()), ("ENDMAP", "")]
+    return wad([*map_lumps, ("MAPINFO", mapinfo)])
+
+
+def build_all() -> dict[Path, bytes]:
+    """Every file this script writes, with its content."""
+    files = {WAD_PATH: build_wad(), BOTS_PATH: build_bots().encode("ascii")}
+    return files | {FOLDER / f"{name}.wad": build_single_player_wad(name) for name in SINGLE_PLAYER_MAPS}
 
 
 def main() -> None:
-    """Writes both files beside this script."""
-    WAD_PATH.write_bytes(build_wad())
-    BOTS_PATH.write_bytes(build_bots().encode("ascii"))
-    print(f"wrote {WAD_PATH} ({len(open_cells())} cells, {len(AREAS)} areas) and {BOTS_PATH.name}")
+    """Writes them beside this script."""
+    for path, content in build_all().items():
+        path.write_bytes(content)
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":
