@@ -7,7 +7,9 @@ does not import.
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +83,26 @@ def add_preset(arguments: Parser, flag: str, explanation: str, defaults: dict[st
     """Adds a switch that changes other flags' defaults, in `--help` too; flags that are given override it."""
     arguments.add_argument(flag, action="store_true", help=explanation)
     arguments.presets[flag] = defaults
+
+
+@contextmanager
+def noted_interrupts() -> Iterator[threading.Event]:
+    """Inside, the first SIGINT or SIGTERM sets the event that is given; a second one raises KeyboardInterrupt at once.
+
+    Raised anywhere, KeyboardInterrupt can be swallowed by a callback or leave a library's lock held for ever; whoever
+    waits in here looks at the event instead, and raises it where nothing is half done."""
+    noted = threading.Event()
+
+    def note(number: int, _frame: object) -> None:
+        noted.set()
+        signal.signal(number, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def resolve_device(name: str) -> str:

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console import BadInput, writing
+from console import BadInput, noted_interrupts, writing
 from doom_env import EngineDied
 from engine_processes import end_orphans
 from episode_recorder import partial_path
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 MOST_ATTEMPTS = 5  # at one episode: nodes come and go, but an episode that always kills its recorder does not end
-LOOK_S = 10.0  # how often to look whether the cluster has a core at all
+LOOK_S = 1.0  # how often to look whether somebody interrupts, and whether the cluster has a core at all
 END_S = 30.0  # how long interrupted recorders may take to close their games
 PLAYED_WITH = ("vizdoom", "gymnasium", "numpy", "pillow", "pyarrow", "stable-baselines3", "torch")
 DEVICE = "cpu"  # the same on every node, and so the same files
@@ -117,29 +117,34 @@ def record_on_cluster(
     task = ray.remote(num_cpus=1, max_retries=0)(record_on_node)  # tried again here, where it can be told
     versions = _versions()
     waiting, running, attempts = list(reversed(wanted)), {}, dict.fromkeys(wanted, 0)
-    try:
-        while waiting or running:
-            # One more per core than there are: the next is there when a core gets free.
-            while waiting and len(running) < (at_once or 2 * max(1, cores())):
-                episode = waiting.pop()
-                attempts[episode] += 1
-                running[task.remote(output, recording, episode, versions)] = episode
-            done, _ = ray.wait(list(running), timeout=LOOK_S)
-            if not done and not cores():
-                bar.write("the cluster has no core left; waiting for a node, Ctrl-C to stop", file=sys.stderr)
-            for job in done:
-                episode = running.pop(job)
-                try:
-                    _write(ray.get(job), folder)
-                    bar.update()
-                except ray.exceptions.RayError as error:
-                    _check_again(episode, attempts[episode], error, bar)
-                    waiting.append(episode)
-    except ray.exceptions.RayError as error:
-        raise RecorderDied(f"the cluster is lost ({_reason(error)})") from error
-    except BaseException:
-        _cancel(list(running))
-        raise
+    is_told = False  # that there is no core
+    with noted_interrupts() as stopped:
+        try:
+            while waiting or running:
+                # One more per core than there are: the next is there when a core gets free.
+                while waiting and len(running) < (at_once or 2 * max(1, cores())):
+                    episode = waiting.pop()
+                    attempts[episode] += 1
+                    running[task.remote(output, recording, episode, versions)] = episode
+                done, _ = ray.wait(list(running), timeout=LOOK_S)
+                if not done and not cores() and not is_told:
+                    bar.write("the cluster has no core left; waiting for a node, Ctrl-C to stop", file=sys.stderr)
+                is_told = not done and not cores()
+                for job in done:
+                    episode = running.pop(job)
+                    try:
+                        _write(ray.get(job), folder)
+                        bar.update()
+                    except ray.exceptions.RayError as error:
+                        _check_again(episode, attempts[episode], error, bar)
+                        waiting.append(episode)
+                if stopped.is_set():
+                    raise KeyboardInterrupt
+        except ray.exceptions.RayError as error:
+            raise RecorderDied(f"the cluster is lost ({_reason(error)})") from error
+        except BaseException:
+            _cancel(list(running))
+            raise
 
 
 def record_on_node(

@@ -9,13 +9,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from console import noted_interrupts
 from doom_env import EngineDied
 from engine_processes import end_orphans
 from recording import RANDOM, RECORDERS, RecorderDied, Recording
@@ -23,6 +24,7 @@ from recording import RANDOM, RECORDERS, RecorderDied, Recording
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+LOOK_S = 1.0  # how often to look whether somebody interrupts
 MOST_DEATHS = 3  # in a row, with no episode finished between them: then it is no accident
 
 _interrupted: Event | None = None  # set in a worker by `start_worker`
@@ -60,12 +62,17 @@ def _recorded(
     if recording.policy != RANDOM and method == "forkserver":
         context.set_forkserver_preload(["stable_baselines3"])  # imported once for all workers
     interrupted = context.Event()
-    with ProcessPoolExecutor(workers, context, start_worker, (interrupted,)) as pool:
+    with noted_interrupts() as stopped, ProcessPoolExecutor(workers, context, start_worker, (interrupted,)) as pool:
         jobs = {pool.submit(work, output, recording, output_dir, device, n): n for n in wanted}
+        waiting = set(jobs)
         try:
-            for job in as_completed(jobs):
-                job.result()
-                yield jobs[job]
+            while waiting:
+                done, waiting = wait(waiting, LOOK_S, FIRST_COMPLETED)
+                for job in done:
+                    job.result()
+                    yield jobs[job]
+                if stopped.is_set():
+                    raise KeyboardInterrupt
         except BaseException:
             interrupted.set()
             pool.shutdown(cancel_futures=True)
