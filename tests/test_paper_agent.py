@@ -132,6 +132,7 @@ def test_killed_again_and_again_no_episode_is_lost_and_counters_go_on(tmp_path: 
     moments = random.Random(0)
     kept: dict[str, bytes] = {}
     steps = 0
+    marks: list[str] = []
     for _ in range(3):
         run, mark = start(TRAIN, *flags, "--total_timesteps", "100000")
         try:
@@ -145,13 +146,14 @@ def test_killed_again_and_again_no_episode_is_lost_and_counters_go_on(tmp_path: 
         finally:
             run.kill()
             run.wait()
-        wait_for(lambda mark=mark: not still_running(mark), limit_s=60)
+        marks.append(mark)
         now = contents(tmp_path)
         assert {name: now[name] for name in kept} == kept, "a finished episode changed or is gone"
         assert state(tmp_path)["agent_steps"] > steps
         kept, steps = now, state(tmp_path)["agent_steps"]
     result = call(TRAIN, *flags, "--total_timesteps", str(steps + 64))
     assert result.returncode == 0, result.stderr
+    wait_for(lambda: not any(map(still_running, marks)))  # the next start ends the games of those killed
     now = contents(tmp_path)
     assert {name: now[name] for name in kept} == kept and len(now) > len(kept)
     assert not list(tmp_path.rglob("*.partial*"))
