@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from command import refusal, run_script, succeed
 from episode_factory import write_episode
-from hub_server import hub_of_data_sets
+from hub_server import local_hub
 
 from command_line import BadInput
 from dataset_folders import dataset_folder
@@ -17,11 +17,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hub's data sets: one with games, in the layout that `push_to_hub` writes, and one without."""
     root = tmp_path_factory.mktemp("hub")
     for number in range(2):
-        path = root / f"owner/play/data/train-0000{number}-of-00002.parquet"
+        path = root / f"datasets/owner/play/data/train-0000{number}-of-00002.parquet"
         write_episode(path, [0, 1, 2, 1, number], legacy="after", games=[0, 0, 0, 1, 1], as_struct=True)
-    (root / "owner/play/loader.py").write_text("raise SystemExit('code of a data set was run')")
-    (root / "owner/pictures").mkdir()
-    (root / "owner/pictures/README.md").write_text("no games")
+    (root / "datasets/owner/play/loader.py").write_text("raise SystemExit('code of a data set was run')")
+    (root / "datasets/owner/pictures").mkdir()
+    (root / "datasets/owner/pictures/README.md").write_text("no games")
     return root
 
 
@@ -34,13 +34,11 @@ def test_a_folder_or_file_is_itself_and_a_path_that_is_missing_is_left_to_whoeve
 
 
 def test_a_hub_id_is_downloaded_without_its_code_once_and_is_there_offline(hub: Path, tmp_path: Path) -> None:
-    seen: list[str] = []
-    home = {"HF_HOME": str(tmp_path / "home")}
-    with hub_of_data_sets(hub, seen) as url:
-        online = {**home, "HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0"}
+    with local_hub(hub) as server:
+        online = server.environment(tmp_path / "home", token=None)
         done = run_script("check_data.py", "owner/play", extra=online)
         assert "2 episodes files in order, 0 broken, 4 games" in done.stdout, done.stderr[-2000:]
-        assert sorted(seen) == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+        assert sorted(server.seen) == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
         for name, said in (
             ("owner/pictures", "has no .parquet or .pt files"),
             ("owner/none", "shows no such data set"),
@@ -48,7 +46,7 @@ def test_a_hub_id_is_downloaded_without_its_code_once_and_is_there_offline(hub: 
             done = run_script("check_data.py", name, extra=online)
             assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"check_data.py: {name}: "), done
             assert said in done.stderr.splitlines()[-1]
-    assert "4 games" in run_script("check_data.py", "owner/play", extra={**home, "HF_HUB_OFFLINE": "1"}).stdout
+    assert "4 games" in run_script("check_data.py", "owner/play", extra={**online, "HF_HUB_OFFLINE": "1"}).stdout
 
 
 @pytest.mark.slow
@@ -61,8 +59,8 @@ def test_encoding_a_hub_id_makes_the_tree_of_its_folder(hub: Path, tmp_path: Pat
         "--model_folder_or_id",
         saved(tiny_autoencoder(), tmp_path / "vae"),
     )
-    with hub_of_data_sets(hub, []) as url:
-        extra = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0"}
+    with local_hub(hub) as server:
+        extra = server.environment(tmp_path / "home", token=None)
         succeed("encode_images.py", "--dataset_basepath", "owner/play", *words, "--frame_stride", 1, extra=extra)
     assert (tmp_path / "latents/data/latent_train-00001-of-00002.pt").is_file()
 
