@@ -60,7 +60,7 @@ class GameEngine:
             0, dtype=torch.int64
         )  # (B, L - 1): the last frame's action is the one `step` is given
         self.seeds = torch.empty(0, dtype=torch.int64)  # (B,)
-        self.frame_number = 0  # frames drawn since reset
+        self.frame_numbers = torch.empty(0, dtype=torch.int64)  # (B,): frames drawn since each game's reset
 
     @classmethod
     def from_pretrained(
@@ -77,6 +77,16 @@ class GameEngine:
     @property
     def device(self) -> torch.device:
         return self.black_latent.device
+
+    @property
+    def frame_number(self) -> int:
+        """Frames drawn since the first game's reset; of games reset together it is everybody's."""
+        return int(self.frame_numbers[0])
+
+    @property
+    def number_of_starts(self) -> int:
+        """How many beginnings `begin` knows: the checkpoint's own, or black alone."""
+        return 1 if self.start_contexts is None else len(self.start_contexts.latents)
 
     @torch.no_grad()
     def encode_frames(self, frames: np.ndarray | Tensor) -> Tensor:
@@ -113,7 +123,7 @@ class GameEngine:
         past = torch.cat([no_op, actions.to(self.device)], dim=1)  # (B, pad + k - 1)
         self.actions = past[:, past.shape[1] - (length - 1) :]
         self.seeds = torch.as_tensor(list(seeds), dtype=torch.int64)
-        self.frame_number = 0
+        self.frame_numbers = torch.zeros(games, dtype=torch.int64)
 
     def reset_to_start(self, number: int = 0, seed: int = 0) -> None:
         """Starts one game from the checkpoint's own start context `number`, so that no data set is needed.
@@ -125,9 +135,24 @@ class GameEngine:
         starts = self.start_contexts
         self.reset(starts.latents[number : number + 1], starts.actions[number : number + 1], [seed])
 
+    def begin(self, numbers: Sequence[int], seeds: Sequence[int]) -> None:
+        """Starts B games from the checkpoint's start contexts of these numbers, from black where it has none.
+
+        Raises BadInput for a number outside 0 to `number_of_starts` - 1."""
+        for number in numbers:
+            if not 0 <= number < self.number_of_starts:
+                raise BadInput(f"start context {number}: the checkpoint has 0 to {self.number_of_starts - 1}")
+        starts = self.start_contexts
+        if starts is None:
+            black = self.black_latent.expand(len(numbers), 1, *self.black_latent.shape)
+            self.reset(black, torch.zeros(len(numbers), 0, dtype=torch.int64), seeds)
+        else:
+            self.reset(starts.latents[list(numbers)], starts.actions[list(numbers)], seeds)
+
     def _noise(self, stream: int, shape: torch.Size) -> Tensor:
         """Gaussian (B, *shape) that depends on (seed, frame number, stream) of each game alone."""
-        generators = [seeded_generator("cpu", int(seed), self.frame_number, stream) for seed in self.seeds]
+        games = zip(self.seeds.tolist(), self.frame_numbers.tolist(), strict=True)
+        generators = [seeded_generator("cpu", seed, number, stream) for seed, number in games]
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
 
     def step_latents(self, chosen: Sequence[int] | Tensor) -> Tensor:
@@ -155,7 +180,7 @@ class GameEngine:
         )
         self.latents = torch.cat([self.latents[:, 1:], following[:, None]], dim=1)
         self.actions = actions[:, 1:]
-        self.frame_number += 1
+        self.frame_numbers = self.frame_numbers + 1
         return following
 
     def step(self, actions: int | Sequence[int] | Tensor) -> np.ndarray:
@@ -166,8 +191,8 @@ class GameEngine:
 
     def state(self) -> dict[str, Tensor]:
         """All that the future depends on, on the CPU; `restore` of it replays exactly."""
-        number = torch.tensor(self.frame_number)
-        state = {"latents": self.latents, "actions": self.actions, "seeds": self.seeds, "frame_number": number}
+        state = {"latents": self.latents, "actions": self.actions, "seeds": self.seeds}
+        state["frame_numbers"] = self.frame_numbers
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -175,4 +200,4 @@ class GameEngine:
         self.latents = state["latents"].to(self.device)
         self.actions = state["actions"].to(self.device)
         self.seeds = state["seeds"].clone()
-        self.frame_number = int(state["frame_number"])
+        self.frame_numbers = state["frame_numbers"].clone()

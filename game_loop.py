@@ -60,8 +60,7 @@ class GameLoop(threading.Thread):
 
     @property
     def number_of_starts(self) -> int:
-        starts = self.engine.start_contexts
-        return 1 if starts is None else len(starts.latents)
+        return self.engine.number_of_starts
 
     @property
     def real_time_factor(self) -> float:
@@ -210,17 +209,13 @@ class GameLoop(threading.Thread):
     def _begin(self, player: Player, start: int) -> None:
         """A new game from one of the model's own beginnings, from black where it has none."""
         engine, seed = self.engine, int.from_bytes(player.session.encode()[:3], "little")
-        if engine.start_contexts is None:
-            no_actions = torch.zeros(1, 0, dtype=torch.int64)
-            engine.reset(engine.black_latent[None, None], no_actions, [seed])
-        else:
-            engine.reset_to_start(start, seed)
+        engine.begin([start], [seed])
         self.jump(player, engine.state())
 
     def jump(self, player: Player, state: dict) -> None:
         """Puts a player into a state of the engine that has no past but its own window."""
         latents, actions = state["latents"][0], [self.engine.config.no_op, *state["actions"][0].tolist()]
-        number = int(state["frame_number"]) - len(actions) + 1
+        number = int(state["frame_numbers"]) - len(actions) + 1
         player.history = deque(
             (
                 Moment(number + place, latent.clone(), action, player.settings)
@@ -243,7 +238,7 @@ class GameLoop(threading.Thread):
             **player.state,
             "latents": torch.stack([moment.latent for moment in window])[None],
             "actions": torch.tensor([[moment.action for moment in window[1:]]], dtype=torch.int64),
-            "frame_number": torch.tensor(frame),
+            "frame_numbers": torch.tensor([frame]),
         }
         self._land(player, state)
 
@@ -293,7 +288,7 @@ class GameLoop(threading.Thread):
         """Sends the frame the game stands at; no key led to it."""
         began_s = time.perf_counter()
         image = encode_jpeg(self._standing_frame(player), JPEG_QUALITY)
-        frame = int(player.state["frame_number"])
+        frame = int(player.state["frame_numbers"])
         player.post("jumped", {"type": "jumped", "game": player.game, "timeline": player.timeline, "frame": frame})
         player.show(
             Picture(

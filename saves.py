@@ -48,7 +48,7 @@ def checkpoint_id(engine: GameEngine) -> str:
 
 def pack(state: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
     """A save file of a one-game state; `facts` (checkpoint id, name, settings ...) go into its header."""
-    facts = {"format_version": FORMAT_VERSION, "frame_number": int(state["frame_number"]), **facts}
+    facts = {"format_version": FORMAT_VERSION, "frame_number": int(state["frame_numbers"]), **facts}
     tensors = {"latents": state["latents"][0], "actions": state["actions"][0], "seed": state["seeds"]}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     return bytes_of(tensors, {METADATA_KEY: json.dumps(facts)})
@@ -85,4 +85,4 @@ def unpack(contents: bytes, engine: GameEngine, checkpoint: str) -> Save:
     if len(actions) and not 0 <= int(actions.min()) <= int(actions.max()) < config.num_actions:
         raise BadInput(NOT_A_SAVE)
     state = {"latents": tensors["latents"][None], "actions": actions[None], "seeds": tensors["seed"].clone()}
-    return Save({**state, "frame_number": torch.tensor(number)}, facts)
+    return Save({**state, "frame_numbers": torch.tensor([number])}, facts)

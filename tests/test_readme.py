@@ -79,6 +79,17 @@ def test_stage_scripts_without_a_data_path_print_their_usage() -> None:
         assert answer.returncode == 2 and answer.stderr.startswith("usage: sh ")
 
 
+def test_the_environment_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
+    from tiny_models import tiny_world_model
+
+    [code] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    tiny_world_model().save(tmp_path / "runs" / "world_model")
+    (tmp_path / "snippet.py").write_text(code + "print(frame.shape, frames.shape)")
+    answer = shell(f"PYTHONPATH={REPOSITORY} python snippet.py", tmp_path)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    assert answer.stdout == "(60, 80, 3) (8, 60, 80, 3)\n"
+
+
 @pytest.mark.slow
 def test_the_commands_by_hand_run_as_they_stand_and_the_recipe_makes_a_playable_folder(tmp_path: Path) -> None:
     for entry in REPOSITORY.iterdir():
