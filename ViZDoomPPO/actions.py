@@ -97,6 +97,15 @@ def button_vector(action: Action, buttons: Sequence[str]) -> list[int]:
     return [int(button in action.buttons) for button in buttons]
 
 
+def nearest_action(table: Sequence[Action], pressed: Sequence[str]) -> int:
+    """The id of the allowed combination nearest to the buttons held: of those within them, the one with the last ones.
+
+    Each button counts more than all before it together, as on the play page; buttons the table lacks count nothing."""
+    weight = {button: 1 << place for place, button in enumerate(pressed)}
+    within = [action for action in table if set(action.buttons) <= set(weight)]
+    return max(within, key=lambda action: sum(weight[button] for button in action.buttons)).id
+
+
 def table_rows(table: Sequence[Action]) -> list[dict]:
     """The table as plain JSON rows {id, name, buttons, keys}: the form that travels in every artifact."""
     return [{**asdict(action), "buttons": list(action.buttons), "keys": list(action.keys)} for action in table]

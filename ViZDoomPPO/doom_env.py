@@ -144,6 +144,10 @@ class DoomEnv(gymnasium.Env):
         observation = self._observer.observe(self._frame, self._automap)
         return observation, reward, terminated, truncated, self._info()
 
+    def pose(self) -> tuple[float, float, float]:
+        """Where the player is: x and y in map units, and the angle in degrees, 90 to the north."""
+        return self._values["POSITION_X"], self._values["POSITION_Y"], self._values["ANGLE"]
+
     def render(self) -> np.ndarray:
         """The current screen, uint8 (H, W, 3); black before the first reset."""
         return self._frame

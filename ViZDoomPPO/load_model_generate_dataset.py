@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from console import BadInput, add_device_flag, check_writable, parser, print_settings, resolve_device, run
-from recording import RANDOM, SPLITS, RecorderDied, Recording, check_game, gif_workplace
+from recording import BUILT_IN, EXPLORE, SPLITS, RecorderDied, Recording, check_game, gif_workplace
 
 DEFAULT_POLICY = Path(__file__).resolve().parent / "logs" / "models" / "deathmatch_simple" / "best_model.zip"
 AGENT_FACTS = ("reward", "observe_map", "action_history")  # of a policy file, and arguments of DoomEnv
@@ -35,13 +35,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--episodes", type=int, default=1, help="how many episodes there shall be in the end")
     add("--output", choices=("parquet", "gif"), default="parquet", help="data to train on, or pictures to look at")
     add("--output_dir", type=Path, default=Path("dataset"), help="folder to write to; made if missing")
-    add("--policy", default=str(DEFAULT_POLICY), help="policy file (.zip), or `random`")
+    add(
+        "--policy",
+        default=str(DEFAULT_POLICY),
+        help="policy file (.zip), `random`, or `explore`: what a person tries out and no agent does",
+    )
     add("--env", help="id of a gymnasium env to play instead of Doom, `module:id` to import its module first")
     add("--scenario", help="Doom scenario as in training; default: the policy's own")
     add(
         "--action_set",
         choices=("full", "seed"),
-        help="Doom buttons, for `random`; default: the policy's own, else full",
+        help="Doom buttons, for `random` and `explore`; default: the policy's own, else full",
     )
     add("--level", type=int, default=5, help="how able the Doom bots are, 0 to 5")
     add("--bots", type=int, default=8, help="Doom opponents")
@@ -79,7 +83,9 @@ def check_flags(args: argparse.Namespace) -> None:
         raise BadInput("--ray needs Ray; run: pip install -r ViZDoomPPO/ray_requirements.txt, here and on every node")
     if args.ray is not None and args.device not in ("auto", "cpu"):
         raise BadInput(f"--device {args.device} with --ray: recorders in a cluster play on CPUs; leave out --device")
-    if args.policy != RANDOM and not Path(args.policy).is_file():
+    if args.policy == EXPLORE and args.env:
+        raise BadInput(f"--policy explore knows Doom's buttons, --env {args.env} has others; use --policy random")
+    if args.policy not in BUILT_IN and not Path(args.policy).is_file():
         raise BadInput(
             f"no policy {args.policy}; train one with train_ppo_and_collect_data_parallel.py and give its "
             "policy/best_model.zip, or play with --policy random"
@@ -91,7 +97,7 @@ def make_recording(args: argparse.Namespace) -> Recording:
     taken = {name: value for name, value in vars(args).items() if name in Recording.__dataclass_fields__}
     facts: dict[str, Any] = {}
     digest = None
-    if args.policy != RANDOM:
+    if args.policy not in BUILT_IN:
         from policy import FACTS_MEMBER, read_member
 
         facts = read_member(Path(args.policy), FACTS_MEMBER) or {}
@@ -101,7 +107,7 @@ def make_recording(args: argparse.Namespace) -> Recording:
     taken["agent"] = tuple((name, facts[name]) for name in AGENT_FACTS if name in facts)
     taken["repeat_probability"] = facts.get("repeat_probability", 0.0)
     recording = Recording(**taken, policy_sha256=digest)
-    if args.policy != RANDOM and not (facts or args.env or args.action_set):
+    if args.policy not in BUILT_IN and not (facts or args.env or args.action_set):
         from policy import count_actions
 
         # Files without our facts, such as the seed's: the number of actions tells which of our tables it is.
@@ -136,7 +142,7 @@ def main(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: nothing half written
     output_dir = args.output_dir = args.output_dir.resolve()
     recording = make_recording(args)
-    device = "none" if recording.policy == RANDOM else resolve_device("cpu" if args.ray is not None else args.device)
+    device = "none" if recording.policy in BUILT_IN else resolve_device("cpu" if args.ray is not None else args.device)
     check_game(recording, device)
 
     from episode_recorder import claimed_folder, episode_file

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from console import noted_interrupts
 from doom_env import EngineDied
 from engine_processes import end_orphans
-from recording import RANDOM, RECORDERS, RecorderDied, Recording
+from recording import BUILT_IN, RECORDERS, RecorderDied, Recording
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -59,7 +59,7 @@ def _recorded(
     """Each wanted episode's number once it is recorded."""
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    if recording.policy != RANDOM and method == "forkserver":
+    if recording.policy not in BUILT_IN and method == "forkserver":
         context.set_forkserver_preload(["stable_baselines3"])  # imported once for all workers
     interrupted = context.Event()
     with noted_interrupts() as stopped, ProcessPoolExecutor(workers, context, start_worker, (interrupted,)) as pool:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import gymnasium
     from stable_baselines3 import PPO
 
-RANDOM = "random"
+RANDOM, EXPLORE = "random", "explore"
+BUILT_IN = (RANDOM, EXPLORE)  # policies that need no file
 SPLITS = ("train", "eval")
 
 
@@ -58,7 +59,7 @@ class Recording:
         return DoomEnv(**{name: getattr(self, name) for name in names}, **dict(self.agent))
 
     def policy_name(self) -> str:
-        return RANDOM if self.policy == RANDOM else Path(self.policy).stem
+        return self.policy if self.policy in BUILT_IN else Path(self.policy).stem
 
     def folder(self, output_dir: Path) -> Path:
         """Where the parquet files go, under `output_dir`."""
@@ -94,7 +95,7 @@ def check_game(recording: Recording, device: str) -> None:
     recorder = EpisodeRecorder(game, Path(), record_stride=recording.record_stride, episode=0)  # checks; writes nothing
     if recording.env:
         recorder.reset(seed=recording.seed)  # draws the first picture; no file before the first step
-    if recording.policy != RANDOM:
+    if recording.policy not in BUILT_IN:
         from policy import FACTS_MEMBER, read_member
 
         table = table_rows(gymnasium_actions(game) if recording.env else game.actions)
@@ -121,11 +122,16 @@ def loaded_policy(recording: Recording, device: str) -> "PPO":
     return load_policy(path, game.observation_space, game.action_space, device, repeated)
 
 
-def chooser(recording: Recording, action_space: Any, game_seed: int, device: str) -> Callable[[Any], int]:
-    """observation -> action id: drawn evenly, or from the policy's probabilities; the same for the same `game_seed`."""
+def chooser(recording: Recording, env: "gymnasium.Env", game_seed: int, device: str) -> Callable[[Any], int]:
+    """observation -> action id: drawn evenly, explored, or from the policy's probabilities; `game_seed` decides all."""
     if recording.policy == RANDOM:
-        action_space.seed(game_seed)
-        return lambda _observation: int(action_space.sample())
+        env.action_space.seed(game_seed)
+        return lambda _observation: int(env.action_space.sample())
+    if recording.policy == EXPLORE:
+        from explorer import Explorer
+
+        game = env.unwrapped
+        return Explorer(game.actions, game_seed, game.tics_per_second / game.tics_per_step, game.pose)
     import torch
 
     model = loaded_policy(recording, device)
@@ -159,7 +165,7 @@ def record_episode(
         episode=episode,
     )
     try:
-        choose = chooser(recording, env.action_space, game_seed, device)
+        choose = chooser(recording, env, game_seed, device)
         observation, _ = env.reset(seed=game_seed)
         is_over = False
         while not is_over:
