@@ -86,6 +86,12 @@ def add_training_flags(arguments: argparse.ArgumentParser) -> None:
         default=0.9999,
         help="largest decay of the weights' moving average, which is what gets saved",
     )
+    add(
+        "--save_dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="precision of the finished model's weights; float16 halves its files and is what validation then measures",
+    )
     add("--validation_steps", type=positive, default=1000, help="steps between two validations on held-out episodes")
     add("--checkpointing_steps", type=positive, default=1000, help="steps between two checkpoints")
     add("--checkpoints_total_limit", type=positive, default=2, help="checkpoints kept, the newest")

@@ -52,23 +52,25 @@ def draw(
     indices: Sequence[int],
     shape: tuple[int, int, int, int],
     *,
-    num_train_timesteps: int,
+    train_timesteps: Sequence[int],
     max_noise_level: float,
     context_dropout: float,
     device: torch.device | str,
 ) -> Draws:
     """The draws of the samples `indices` (positions in the global batch) of a step; shape: (L + 1, C, h, w).
 
+    train_timesteps: those to draw from, each as likely; see `timesteps_to_train`.
     Each sample has its own generator, so the rank and the number of processes change nothing and resume is exact.
     """
     window, frame = shape, shape[1:]
+    allowed = torch.tensor(train_timesteps, device=device)
     columns: list[tuple[Tensor, ...]] = []
     for index in indices:
         generator = seeded_generator(device, seed, step, index)
         uniform = torch.rand(3, generator=generator, device=device)
         columns.append(
             (
-                (uniform[0] * num_train_timesteps).long().clamp(max=num_train_timesteps - 1),
+                allowed[(uniform[0] * len(allowed)).long().clamp(max=len(allowed) - 1)],
                 torch.randn(frame, generator=generator, device=device),
                 torch.randn(window, generator=generator, device=device),
                 torch.randn((window[0] - 1, *frame), generator=generator, device=device),
@@ -77,6 +79,16 @@ def draw(
             )
         )
     return Draws(*(torch.stack(column) for column in zip(*columns, strict=True)))
+
+
+def timesteps_to_train(scheduler: DDIMScheduler, sampler_steps: int | None) -> list[int]:
+    """All timesteps of the schedule, or only those that a sampler of `sampler_steps` (or a divisor of it) visits.
+
+    A network that is only ever asked at four noise levels need not learn the other 996."""
+    if sampler_steps is None:
+        return list(range(scheduler.config.num_train_timesteps))
+    scheduler.set_timesteps(sampler_steps)
+    return scheduler.timesteps.tolist()
 
 
 def null_context(context: Tensor) -> Tensor:

@@ -48,6 +48,9 @@ class GameEngine:
         last_bucket = self.config.num_noise_buckets - 1
         if not 0 <= discretized_noise_level <= last_bucket:
             raise BadInput(f"--discretized_noise_level {discretized_noise_level}: the model knows 0 to {last_bucket}")
+        if self.config.sampler_steps is not None and self.num_inference_steps not in self.config.possible_steps:
+            known = ", ".join(map(str, self.config.possible_steps))
+            raise BadInput(f"--num_inference_steps {self.num_inference_steps}: the model was trained for {known}")
         if not 1 <= self.num_inference_steps <= self.scheduler.config.num_train_timesteps:
             raise BadInput(
                 f"--num_inference_steps {self.num_inference_steps}: the schedule has 1 to "

@@ -197,9 +197,10 @@ class GameLoop(threading.Thread):
     def checked_settings(self, wish: Message | dict[str, Any]) -> Settings:
         """Settings within the model's range. Raises BadInput for others."""
         config = self.engine.config
-        most_steps = min(64, self.engine.scheduler.config.num_train_timesteps)
-        if not 1 <= wish["steps"] <= most_steps:
-            raise BadInput(f"{wish['steps']} sampling steps: choose 1 to {most_steps}")
+        possible = config.possible_steps
+        if wish["steps"] not in possible:
+            known = f"1 to {possible[-1]}" if possible[-1] == len(possible) else ", ".join(map(str, possible))
+            raise BadInput(f"{wish['steps']} sampling steps: choose {known}")
         if not 0 <= wish["guidance"] <= 10:
             raise BadInput(f"guidance {wish['guidance']:g}: choose 0 to 10")
         if wish["noise"] >= config.num_noise_buckets:

@@ -36,7 +36,7 @@ from model_folders import (
     find_world_model,
     read_world_model_config,
 )
-from presets import Preset
+from presets import Preset, divisors
 
 PAD_PIXEL = -1.0  # black
 AUTOENCODER_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -157,7 +157,8 @@ class Autoencoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Writes the diffusers folder plus `autoencoder_info.json` into an existing folder."""
-        self.vae.save_pretrained(folder)
+        with smallest_exact_dtype(self.vae):
+            self.vae.save_pretrained(folder)
         write_json(folder / AUTOENCODER_INFO, self.geometry.facts())
 
 
@@ -215,6 +216,8 @@ class WorldModelConfig:
     guidance_scale: float
     encoder_sha256: str | None  # None: a published model's, until its autoencoder is known
     trained_steps: int = 0
+    predicts_change: bool = False  # see WorldModel
+    sampler_steps: int | None = None  # trained at the timesteps of a sampler of so many steps alone; None: at all
     format_version: int = FORMAT_VERSION
 
     @property
@@ -229,6 +232,11 @@ class WorldModelConfig:
     def no_op(self) -> int:
         return no_op_id(self.action_table)
 
+    @property
+    def possible_steps(self) -> list[int]:
+        """The numbers of sampling steps that the model was trained for, ascending."""
+        return list(range(1, 65)) if self.sampler_steps is None else divisors(self.sampler_steps)
+
     @classmethod
     def from_json(cls, values: dict) -> "WorldModelConfig":
         values = {**values, "geometry": Geometry(**values["geometry"])}
@@ -238,11 +246,22 @@ class WorldModelConfig:
 
 
 class WorldModel(nn.Module):
-    """UNet and action embeddings as one module, so that data-parallel training keeps them in step."""
+    """UNet and action embeddings as one module, so that data-parallel training keeps them in step.
 
-    def __init__(self, unet: UNet2DConditionModel, num_actions: int, context_length: int) -> None:
+    A UNet with `time_cond_proj_dim` sees the action tokens also beside the timestep, that is in every block, not only
+    where it has cross-attention.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, num_actions: int, context_length: int, *, predicts_change: bool = False
+    ) -> None:
+        """predicts_change: the network's output counts from the frame before, v = output - sigma_t * context[:, -1],
+        so that an output of zero repeats it at the first sampling step."""
         super().__init__()
         self.unet = unet
+        self.predicts_change = predicts_change
+        sigma = (1 - make_scheduler().alphas_cumprod).sqrt()  # (1000,)
+        self.register_buffer("sigma", sigma, persistent=False)
         self.context_length = context_length
         self.action_embedding_model = nn.Embedding(num_actions, unet.config.cross_attention_dim)
         # Paper: one token per action. Without a position, cross-attention could not tell their order.
@@ -265,7 +284,15 @@ class WorldModel(nn.Module):
             )
         tokens = self.action_embedding_model(actions) + self.action_positions  # (B, L, D)
         stacked = torch.cat([context.flatten(1, 2), noised], dim=1)  # (B, L*C + C, h, w): context first, noised last
-        return self.unet(stacked, timesteps, encoder_hidden_states=tokens, class_labels=noise_buckets).sample
+        beside_time = tokens.flatten(1) if self.unet.config.time_cond_proj_dim else None  # (B, L*D)
+        v = self.unet(
+            stacked,
+            timesteps,
+            encoder_hidden_states=tokens,
+            class_labels=noise_buckets,
+            timestep_cond=beside_time,
+        ).sample
+        return v - self.sigma[timesteps][:, None, None, None] * context[:, -1] if self.predicts_change else v
 
 
 def build_world_model(preset: Preset, num_actions: int) -> WorldModel:
@@ -279,10 +306,15 @@ def build_world_model(preset: Preset, num_actions: int) -> WorldModel:
             in_channels=preset.latent_channels * (preset.context_length + 1),
             out_channels=preset.latent_channels,
             num_class_embeds=preset.num_noise_buckets,
+            time_cond_proj_dim=(
+                preset.context_length * preset.unet["cross_attention_dim"] if preset.conditions_on_actions else None
+            ),
             **preset.unet,
         )
     nn.init.zeros_(unet.class_embedding.weight)
-    return WorldModel(unet, num_actions, preset.context_length)
+    if preset.predicts_change:
+        nn.init.zeros_(unet.conv_out.weight)
+    return WorldModel(unet, num_actions, preset.context_length, predicts_change=preset.predicts_change)
 
 
 def make_scheduler() -> DDIMScheduler:
@@ -321,7 +353,8 @@ class LoadedWorldModel:
     def save(self, folder: str | Path) -> None:
         """Writes the whole folder atomically: it is complete under its name, or the old one is still there."""
         with replacing_folder(folder) as temporary:
-            self.world_model.unet.save_pretrained(temporary / "unet")
+            with smallest_exact_dtype(self.world_model.unet):
+                self.world_model.unet.save_pretrained(temporary / "unet")
             (temporary / "vae").mkdir()
             self.autoencoder.save(temporary / "vae")
             self.scheduler.save_pretrained(temporary / "noise_scheduler")
@@ -371,7 +404,9 @@ def load_world_model(
         )
     try:
         unet = read_diffusers_folder(UNet2DConditionModel, unet_folder(folder))
-        world_model = WorldModel(unet, config.num_actions, config.context_length)
+        world_model = WorldModel(
+            unet, config.num_actions, config.context_length, predicts_change=config.predicts_change
+        )
         embedding = load_file(folder / "action_embedding_model.safetensors")
         world_model.action_embedding_model.load_state_dict(embedding)
         world_model.action_positions.data.zero_()
@@ -412,6 +447,22 @@ def read_diffusers_folder(model_class: type, folder: Path) -> nn.Module:
     if info["missing_keys"]:
         raise ValueError(f"{len(info['missing_keys'])} weights are missing, e.g. {sorted(info['missing_keys'])[0]}")
     return model
+
+
+@contextmanager
+def smallest_exact_dtype(network: nn.Module) -> Iterator[None]:
+    """Inside, a float32 network whose weights were rounded to float16 (`--save_dtype`) is float16; any other as it is.
+
+    So a file is half as large where that loses nothing, and an encoder keeps its fingerprint."""
+    weights = list(network.parameters())
+    is_exact = all(w.dtype == torch.float32 and w.equal(w.half().float()) for w in weights)
+    if is_exact:
+        network.half()
+    try:
+        yield
+    finally:
+        if is_exact:
+            network.float()
 
 
 @contextmanager

@@ -50,6 +50,10 @@ class Preset:
     max_noise_level: float = 0.7  # GameNGen sec. 3.2.1
     num_noise_buckets: int = 10
     context_dropout: float = 0.1
+    # For networks from scratch, where minutes count; see WorldModel and WorldModelConfig.
+    predicts_change: bool = False
+    conditions_on_actions: bool = False
+    sampler_steps: int | None = None
 
     def what_is_learned(self) -> dict[str, Any]:
         """The fields that a run cannot change half-way: all but rates, batch sizes and how the model is played."""
@@ -71,9 +75,19 @@ class Preset:
                 f"preset {self.name}: padded size {self.padded_width}x{self.padded_height} is not a multiple of the "
                 f"latent size {self.latent_width}x{self.latent_height}; change one of them"
             )
+        if self.sampler_steps is not None and self.num_inference_steps not in divisors(self.sampler_steps):
+            raise BadInput(
+                f"preset {self.name}: num_inference_steps {self.num_inference_steps} does not divide sampler_steps "
+                f"{self.sampler_steps}; change one of them"
+            )
         if not 0 <= self.pad_above <= self.padded_height - self.frame_height:
             rows = self.padded_height - self.frame_height
             raise BadInput(f"preset {self.name}: pad_above {self.pad_above} of {rows} padded rows; change one of them")
+
+
+def divisors(number: int) -> list[int]:
+    """Numbers of sampling steps whose trailing timesteps are all among those of a sampler of `number` steps."""
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def _tiny_autoencoder(width: int, latent_channels: int, blocks: int) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
 
 def loss_of(run, batch: dict, micro: int, plan: Plan, autoencoder, scheduler):
     """The loss of one micro-batch, every draw of it seeded by its samples' places in the global batch."""
-    from diffusion import draw, training_loss
+    from diffusion import draw, timesteps_to_train, training_loss
 
     preset = plan.preset
     first = run.first_index(micro, plan.batch_size)
@@ -237,7 +237,7 @@ def loss_of(run, batch: dict, micro: int, plan: Plan, autoencoder, scheduler):
         range(first, first + plan.batch_size),
         (preset.context_length + 1, preset.latent_channels, preset.latent_height, preset.latent_width),
         device=run.accelerator.device,
-        num_train_timesteps=scheduler.config.num_train_timesteps,
+        train_timesteps=timesteps_to_train(scheduler, preset.sampler_steps),
         max_noise_level=preset.max_noise_level,
         context_dropout=preset.context_dropout,
     )
@@ -344,6 +344,8 @@ def make_config(preset, autoencoder, dataset):
         num_inference_steps=preset.num_inference_steps,
         guidance_scale=preset.guidance_scale,
         encoder_sha256=autoencoder.encoder_sha256,
+        predicts_change=preset.predicts_change,
+        sampler_steps=preset.sampler_steps,
     )
 
 

@@ -302,6 +302,10 @@ class TrainingRun:
         """Inside, the model carries the averaged weights: what is measured, saved and played."""
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
+        if self.args.save_dtype == "float16":
+            with torch.no_grad():
+                for parameter in self.parameters:
+                    parameter.copy_(parameter.half())
         try:
             yield
         finally:

@@ -213,13 +213,19 @@ def test_sampling_with_a_perfect_oracle_gives_x0(steps: int, timesteps: list[int
 # ------------------------------------------------------------------------------------------------ the draws
 
 
-def drawn(step: int, indices: range | list[int], seed: int = 0, dropout: float = 0.1) -> Draws:
+def drawn(
+    step: int,
+    indices: range | list[int],
+    seed: int = 0,
+    dropout: float = 0.1,
+    timesteps: range | list[int] = range(1000),
+) -> Draws:
     return draw(
         seed,
         step,
         indices,
         (3, *FRAME),
-        num_train_timesteps=1000,
+        train_timesteps=timesteps,
         max_noise_level=MAX_NOISE,
         context_dropout=dropout,
         device="cpu",

@@ -107,7 +107,7 @@ def test_a_step_reaches_every_weight_that_was_loaded(folder: Path, preset_path: 
     model = world_model_from_unet(folder / "unet", preset, ACTIONS)
     shape = (preset.context_length + 1, 4, 8, 8)
     draws = draw(
-        0, 0, range(2), shape, num_train_timesteps=1000, max_noise_level=0.7, context_dropout=0.0, device="cpu"
+        0, 0, range(2), shape, train_timesteps=range(1000), max_noise_level=0.7, context_dropout=0.0, device="cpu"
     )
     loss = training_loss(
         model, make_scheduler(), torch.randn(2, *shape), torch.tensor([[0, 1, 2, 1], [2, 2, 1, 0]]), draws,
