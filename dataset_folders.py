@@ -13,6 +13,21 @@ FILES = {"episodes": ("*.parquet",), "latents": ("*.pt", "*.json", "*.safetensor
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
+def public_name(folder_or_id: str | Path) -> str:
+    """How others may know a folder or Hub id: an id as it is, of a folder its own name, not where it lies."""
+    path, name = Path(folder_or_id), str(folder_or_id)
+    return name if HUB_ID.fullmatch(name) and not path.exists() else path.resolve().name
+
+
+def cure_for_fetching() -> str:
+    """What to do where the Hub gives nothing."""
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE is set and nothing of it is here from before: unset it"
+    return "check the name and the connection, or log in with `hf auth login`"
+
+
 def dataset_folder(dataset_basepath: str | Path, *kinds: str) -> Path:
     """The folder or file of that name as it is; an id like owner/name becomes the folder it was downloaded to.
 
@@ -33,7 +48,7 @@ def dataset_folder(dataset_basepath: str | Path, *kinds: str) -> Path:
     except Exception as error:  # the Hub client raises dozens of kinds; to the user the rest mean no connection
         raise BadInput(
             f"{name}: no such folder, and as a data set it cannot be fetched from the Hub ({type(error).__name__}); "
-            "check the connection, or name a local folder"
+            f"{cure_for_fetching()}, or name a local folder"
         ) from None
     wanted = {Path(FILES[kind][0]).suffix for kind in kinds}
     if not any(found.suffix in wanted for found in folder.rglob("*")):

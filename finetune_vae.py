@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 
 import command_line
+import hub_upload
+import processes
 from command_line import BadInput
 
 SCALE_FRAMES = 512  # training frames whose latents' standard deviation becomes the scaling factor
@@ -48,17 +50,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="held-out frames the rows are measured on",
     )
     command_line.add_training_flags(arguments)
+    hub_upload.add_hub_flags(arguments)
     command_line.add_device_flag(arguments)
     return arguments
 
 
 def main(args: argparse.Namespace) -> None:
     from artifacts import check_writable
-    from dataset_folders import dataset_folder
+    from dataset_folders import dataset_folder, public_name
     from episodes import common_facts, find_episodes, inspect_episode, split_episodes
     from model_folders import find_autoencoder
     from presets import get_preset
 
+    hub_upload.check_hub_flags(args)
     preset = get_preset(args.preset) if args.preset else None
     if preset is not None and not args.train_from_scratch:
         args.model_folder_or_id = args.model_folder_or_id or preset.pretrained
@@ -75,6 +79,7 @@ def main(args: argparse.Namespace) -> None:
         )
     if args.model_folder_or_id:
         find_autoencoder(args.model_folder_or_id, preset)
+    data = public_name(args.dataset_basepath)
     args.dataset_basepath = str(dataset_folder(args.dataset_basepath, "episodes"))
     paths = find_episodes(args.dataset_basepath)
     common_facts([inspect_episode(path) for path in paths])
@@ -84,6 +89,7 @@ def main(args: argparse.Namespace) -> None:
     batch_size = args.batch_size or (preset.autoencoder_batch_size if preset else 32)
     learning_rate = args.learning_rate or (preset.autoencoder_learning_rate if args.train_from_scratch else 1e-4)
     check_writable("--output_dir", Path(args.output_dir))
+    hub_upload.open_repository(args)
     command_line.print_settings(
         args,
         batch_size=batch_size,
@@ -120,7 +126,16 @@ def main(args: argparse.Namespace) -> None:
         "encoder_sha256": None if args.train_from_scratch else autoencoder.encoder_sha256,
     }
     run = TrainingRun(args, accelerator, autoencoder, identity, learning_rate=learning_rate, unit="frames")
+    told = {
+        "data": data,
+        "train_episodes": len(train_paths),
+        "validation_episodes": len(validation_paths),
+        "items": f"{len(dataset):,} frames",
+        "settings": {"frames per step": global_batch, "optimizer": f"adamw, peak rate {learning_rate:g}"},
+        "base": public_name(args.model_folder_or_id) if args.model_folder_or_id else None,
+    }
     if run.was_finished("autoencoder"):
+        push(args, told)
         return
     validation = Validation(run, autoencoder, dataset, held_out, args)
     run.write(
@@ -161,6 +176,20 @@ def main(args: argparse.Namespace) -> None:
         f"wrote {validation.folder} after {run.step} steps; encode with it: python encode_images.py "
         f"--dataset_basepath {args.dataset_basepath} --save_dir_path latents --model_folder_or_id {validation.folder}"
     )
+    push(args, told)
+
+
+def push(args: argparse.Namespace, told: dict) -> None:
+    """With --push_to_hub, and once for all processes, uploads `autoencoder/` with a card and the last picture.
+
+    told: the fields of model_card.Training."""
+    if not args.push_to_hub or processes.rank() > 0:
+        return
+    from model_card import Training, autoencoder_card
+
+    run_folder = Path(args.output_dir)
+    card, pictures = autoencoder_card(run_folder, args.hub_model_id, Training(**told))
+    hub_upload.push(args, run_folder / "autoencoder", card, pictures)
 
 
 def decoder_parameters(autoencoder) -> list:

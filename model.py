@@ -446,6 +446,7 @@ def read_diffusers_folder(model_class: type, folder: Path) -> nn.Module:
         )
     if info["missing_keys"]:
         raise ValueError(f"{len(info['missing_keys'])} weights are missing, e.g. {sorted(info['missing_keys'])[0]}")
+    model.register_to_config(_name_or_path="")  # where it lay here is nothing to save in what others get
     return model
 
 

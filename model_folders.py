@@ -11,6 +11,7 @@ from typing import Any
 
 from artifacts import read_json
 from command_line import BadInput
+from dataset_folders import cure_for_fetching
 from legacy_models import (
     ACTION_EMBEDDING,
     has_published_actions,
@@ -82,7 +83,7 @@ def resolve_folder(folder_or_id: str | Path, *inside: str, files: tuple[str, ...
         except Exception as error:  # the Hub client raises dozens of kinds; to the user all mean "cannot be had"
             raise BadInput(
                 f"{name}: neither a local folder nor a Hub repository that can be fetched ({type(error).__name__}); "
-                "check the name and the connection, or log in with `hf auth login`"
+                f"{cure_for_fetching()}"
             ) from None
     for name in inside:
         folder = folder / name if (folder / name).is_dir() else folder

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import command_line
+import hub_upload
+import processes
 from artifacts import check_writable
 from command_line import BadInput
 
@@ -83,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="train ten steps, print memory, data set and time needed, and write nothing into --output_dir",
     )
     command_line.add_training_flags(arguments)
+    hub_upload.add_hub_flags(arguments)
     command_line.add_device_flag(arguments)
     return arguments
 
@@ -92,6 +95,7 @@ class Plan:
     """What the flags come to, settled before anything heavy is imported."""
 
     preset: "Preset"
+    data: str  # as others may know it
     batch_size: int  # windows per device and micro-batch
     optimizer: str
     learning_rate: float
@@ -103,9 +107,11 @@ class Plan:
 
 
 def main(args: argparse.Namespace) -> None:
+    hub_upload.check_hub_flags(args)
     plan = make_plan(args)
     if not args.dry_run:
         check_writable("--output_dir", Path(args.output_dir))
+        hub_upload.open_repository(args)
     command_line.print_settings(
         args,
         frame_stride=plan.preset.frame_stride,
@@ -180,6 +186,7 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         unit="frames",
     )
     if run.was_finished("world_model"):
+        push(args, plan, len(dataset), global_batch)
         return
     scheduler = make_scheduler()
     config = make_config(preset, autoencoder, dataset)
@@ -223,6 +230,33 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         f"--dataset_basepath {args.dataset_basepath} --unet_model_folder {validation.folder}"
         f"{' --start_from_pixels' if args.from_pixels else ''}"
     )
+    push(args, plan, len(dataset), global_batch)
+
+
+def push(args: argparse.Namespace, plan: Plan, num_windows: int, global_batch: int) -> None:
+    """With --push_to_hub, and once for all processes, uploads `world_model/` with a card, the last film among it."""
+    if not args.push_to_hub or processes.rank() > 0:
+        return
+    from dataset_folders import public_name
+    from model_card import Training, world_model_card
+
+    training = Training(
+        data=plan.data,
+        train_episodes=len(plan.train_paths),
+        validation_episodes=len(plan.validation_paths),
+        items=f"{num_windows:,} windows",
+        settings={
+            "windows per step": global_batch,
+            "optimizer": f"{plan.optimizer}, peak rate {plan.learning_rate:g}, {args.lr_scheduler}",
+            "precision": f"{args.mixed_precision} mixed" if args.mixed_precision != "no" else "float32",
+            "seed": args.seed,
+        },
+        base=public_name(plan.pretrained) if plan.pretrained else None,
+        autoencoder=public_name(plan.autoencoder),
+    )
+    run_folder = Path(args.output_dir)
+    card, pictures = world_model_card(run_folder, args.hub_model_id, training)
+    hub_upload.push(args, run_folder / "world_model", card, pictures)
 
 
 def loss_of(run, batch: dict, micro: int, plan: Plan, autoencoder, scheduler):
@@ -255,6 +289,7 @@ def loss_of(run, batch: dict, micro: int, plan: Plan, autoencoder, scheduler):
 
 def make_plan(args: argparse.Namespace) -> Plan:
     """Settles flags, preset and folders. Raises BadInput before anything heavy is imported."""
+    from dataset_folders import public_name
     from model_folders import find_autoencoder, find_unet
     from presets import get_preset
 
@@ -265,11 +300,13 @@ def make_plan(args: argparse.Namespace) -> Plan:
     optimizer, learning_rate, lr_scheduler = preset.optimization(named)
     args.lr_scheduler = args.lr_scheduler or lr_scheduler
     pretrained = args.pretrained_model_name_or_path or preset.pretrained
+    data = public_name(args.dataset_basepath)
     train_paths, validation_paths = find_data(args, preset)
     autoencoder = choose_autoencoder(args, preset)
     find_autoencoder(autoencoder, preset)
     return Plan(
         preset=preset,
+        data=data,
         batch_size=args.train_batch_size or preset.train_batch_size,
         optimizer=optimizer,
         learning_rate=args.learning_rate or learning_rate,

@@ -160,14 +160,17 @@ class Validation:
         with self.run.averaged():
             engine = GameEngine(self.loaded)
             rows = one_step_rows(engine, self.held_out, self.indices, self.constant)
-            self.write_sample(engine)
+            rollout_rows, length = self.write_sample(engine)
         self.loaded.world_model.train()
-        self.run.log(**{f"{name}_{key}": value for name, row in rows.items() for key, value in row.items()})
+        numbers = {f"{name}_{key}": value for name, row in rows.items() for key, value in row.items()}
+        numbers |= {f"rollout_{name}_{key}": value for name, row in rollout_rows.items() for key, value in row.items()}
+        self.run.log(**numbers, rollout_frames=length)
         when = f"after {self.run.step} steps{' (last)' if is_last else ''}"
         self.run.write(f"one step ahead on {len(self.indices)} held-out windows {when}:\n{format_rows(rows)}")
+        self.run.write(f"on its own, the rollout of {length} frames in samples/:\n{format_rows(rollout_rows)}")
 
-    def write_sample(self, engine: GameEngine) -> None:
-        """The longest of some rollouts from held-out play, beside the real game."""
+    def write_sample(self, engine: GameEngine) -> tuple[dict[str, dict[str, float]], int]:
+        """The longest of some rollouts from held-out play, beside the real game; returns its rows and its length."""
         length, index = next(
             (length, index)
             for length in (SAMPLE_FRAMES, 8, 1)
@@ -175,14 +178,16 @@ class Validation:
             if self.held_out.stretch(index, length)
         )
         stretches = read_stretches(self.held_out, self.loaded.autoencoder, [index], length)
-        dream = roll_out(engine, stretches, [self.run.args.seed])[0]
+        dream = roll_out(engine, stretches, [self.run.args.seed])
+        real, pictures = picture_rows(engine, stretches, dream, self.constant)
         names = {row["id"]: row["name"] for row in self.loaded.config.action_table}
         captions = [
             f"{number + 1}  {names[int(action)]}" for number, action in enumerate(stretches.actions[0, -length:])
         ]
-        film = side_by_side({"real": stretches.real[0, 1:], "dream": dream}, captions)
+        film = side_by_side({"real": real[0], "dream": dream[0]}, captions)
         path = self.run.output_dir / "samples" / f"step_{self.run.step:06d}.gif"
         write_gif(path, film, self.loaded.config.frames_per_second)
+        return measure_rows(real[0], {name: frames[0] for name, frames in pictures.items()}), length
 
     def save_model(self) -> None:
         """Writes `world_model/` with the averaged weights."""

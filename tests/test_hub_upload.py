@@ -1,0 +1,186 @@
+"""Promises of --push_to_hub: what was trained lies on the Hub as it lies here, with a card that says what was measured.
+
+Through the real command lines and the real client, against a Hub on this machine."""
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from command import launch, run_script, succeed
+from hub_server import READER, WRITER, local_hub
+from huggingface_hub import ModelCard
+from small_runs import (
+    STEPS,
+    autoencoder_words,
+    call,
+    changed_words,
+    episodes,
+    logged,
+    tree,
+    world_model_run,
+    world_model_words,
+)
+from tiny_models import KL_GEOMETRY, kl_autoencoder, saved
+
+from metrics import ROWS
+from model_card import Training, world_model_card
+from presets import STABLE_DIFFUSION
+
+WORLD_MODEL, AUTOENCODER = "train_text_to_image.py", "finetune_vae.py"
+PUSH = ("--push_to_hub", "--hub_model_id")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pytest's own folder: the finished runs of small_runs.py are shared with other test files."""
+    return tmp_path_factory.getbasetemp()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(extra: Mapping[str, str], *words: object) -> str:
+    """The one line by which a script says no."""
+    done = run_script(*words, extra=extra)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr[-3000:]
+    return done.stderr.strip()
+
+
+def shown(line: Mapping[str, float], prefix: str) -> dict[str, list[str]]:
+    """A line of metrics.jsonl as a card's table has it."""
+    numbers = {name: (line[f"{prefix}{name}_psnr_db"], line[f"{prefix}{name}_detail"]) for name in ROWS}
+    return {name: [f"{psnr:.2f} dB", f"{detail:.2f}"] for name, (psnr, detail) in numbers.items()}
+
+
+def table_after(text: str, heading: str) -> dict[str, list[str]]:
+    """{first cell: other cells} of the first table after a heading."""
+    rows = re.search(r"(?:^\|.*\n)+", text[text.index(heading) :], re.MULTILINE).group().splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return {first.strip("`"): others for first, *others in cells}
+
+
+@pytest.mark.slow
+def test_a_finished_world_model_is_pushed_by_its_own_command_and_dreams_the_same_from_the_hub(
+    base: Path, tmp_path: Path
+) -> None:
+    done, run_folder = world_model_run(base), tmp_path / "run"
+    shutil.copytree(done.folder, run_folder)
+    folder, words = run_folder / "world_model", changed_words(done.words, output_dir=run_folder)
+    with local_hub(tmp_path / "hub") as hub:
+        online = hub.environment(tmp_path / "home")
+        said = succeed(WORLD_MODEL, *words, *PUSH, "owner/dream", extra=online)
+        assert said.splitlines()[-1] == f"uploaded {folder} to {hub.url}/owner/dream (private)"
+        assert len(hub.commits) == 1 and hub.visibility == {"models/owner/dream": "private"}
+        there, film = contents(hub.repository("owner/dream")), run_folder / f"samples/step_{STEPS:06d}.gif"
+        assert there == {
+            **contents(done.folder / "world_model"),
+            "README.md": there["README.md"],
+            "rollout.gif": film.read_bytes(),
+        }
+        assert not any(b"exp_avg" in content or "optimizer" in name for name, content in there.items())
+        assert not any(str(base).encode() in content for content in there.values()), "a path of this machine"
+        rolled = ("--dataset_basepath", episodes(base), "--start_from_pixels", "--episode_length", 4, "--device", "cpu")
+        hub_id = ("--unet_model_folder", "owner/dream", "--out", tmp_path / "from_hub")
+        succeed("run_autoregressive.py", *rolled, *hub_id, extra=online)
+    call("run_autoregressive.py", *rolled, "--unet_model_folder", done.folder, "--out", tmp_path / "from_disk")
+    films = [(tmp_path / source / "rollout_0.gif").read_bytes() for source in ("from_hub", "from_disk")]
+    assert films[0] == films[1]
+    card = ModelCard(there["README.md"].decode())
+    assert (card.data.license, card.data.base_model, card.data.datasets) == ("mit", None, None)
+    line = logged(run_folder)[-1]
+    assert table_after(card.text, "One step ahead") == shown(line, "")
+    assert table_after(card.text, f"{line['rollout_frames']:.0f} frames on its own") == shown(line, "rollout_")
+    told = table_after(card.text, "How it was trained")
+    assert told["steps"] == [str(STEPS)] and told["data"] == ["`random_latents`"]
+    assert table_after(card.text, "## Actions")["2"] == ["RIGHT", "d", "KeyD"]
+    assert "python play.py --model_folder owner/dream" in card.text and "(rollout.gif)" in card.text
+
+
+@pytest.mark.slow
+def test_an_upload_that_fails_at_the_end_keeps_the_run_and_the_same_command_pushes_it(
+    base: Path, tmp_path: Path
+) -> None:
+    words = changed_words(autoencoder_words(base, tmp_path / "run"), model_folder_or_id=None, max_train_steps=2)
+    words = (*words, "--train_from_scratch", "--preset", "smoke", *PUSH, "club/eyes", "--hub_public")
+    with local_hub(tmp_path / "hub") as hub:
+        online, hub.down_for = hub.environment(tmp_path / "home"), "validate-yaml"  # an upload's first question
+        done = run_script(AUTOENCODER, *words, extra=online)
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 2 and last.startswith(
+            f"{AUTOENCODER}: uploading to club/eyes: the Hub cannot be reached"
+        )
+        assert last.endswith(f"{tmp_path / 'run/autoencoder'} is finished and kept, the same command again uploads it")
+        assert hub.commits == [] and (tmp_path / "run/checkpoint-2").is_dir()
+        kept, hub.down_for = tree(tmp_path / "run/checkpoint-2"), None
+        assert "(public)" in succeed(AUTOENCODER, *words, extra=online).splitlines()[-1]
+        assert tree(tmp_path / "run/checkpoint-2") == kept
+        assert hub.visibility == {"models/club/eyes": "public"}
+        there = contents(hub.repository("club/eyes"))
+        assert there == contents(tmp_path / "run/autoencoder") and "diffusion_pytorch_model.safetensors" in there
+        card = ModelCard(there["README.md"].decode())
+        assert card.data.license == "mit" and card.data.library_name == "diffusers"
+        row = table_after(card.text, "How good it is")["ceiling"]
+        assert row[0] == f"{logged(tmp_path / 'run')[-1]['ceiling_psnr_db']:.2f} dB"
+
+
+def test_what_keeps_a_model_from_the_hub_is_said_before_training_starts(base: Path, tmp_path: Path) -> None:
+    words = (WORLD_MODEL, *world_model_words(base, tmp_path / "run"))
+    eyes = (AUTOENCODER, *autoencoder_words(base, tmp_path / "run"))
+    with local_hub(tmp_path / "hub") as hub:
+        (hub.root / "models/owner/shown").mkdir(parents=True)  # public
+        for token, flags, said in (
+            (None, (*PUSH, "owner/a"), "there is no token for the Hub; log in with `hf auth login`"),
+            ("hf_wrong", (*PUSH, "owner/a"), "the Hub does not know the token"),
+            (READER, (*PUSH, "owner/a"), "the token may not write there"),
+            (WRITER, (*PUSH, "alien/a"), "the token may not write there"),
+            (WRITER, (*PUSH, "owner/shown"), "is there already and public; add --hub_public, or name another"),
+            (WRITER, (*PUSH, "a"), "--hub_model_id a: give OWNER/NAME"),
+            (WRITER, ("--push_to_hub",), "add --hub_model_id OWNER/NAME"),
+            (WRITER, ("--hub_public",), "nothing is uploaded without --push_to_hub"),
+        ):
+            assert said in refused(hub.environment(tmp_path / "home", token), *words, *flags)
+        nobody = hub.environment(tmp_path / "home", token=None)
+        assert "there is no token for the Hub" in refused(nobody, *eyes, *PUSH, "owner/a")
+        offline = {**hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+        assert "HF_HUB_OFFLINE is set" in refused(offline, *words, *PUSH, "owner/a")
+        assert hub.commits == [] and not (hub.root / "models/owner/a").exists()
+    gone = refused(hub.environment(tmp_path / "home"), *words, *PUSH, "owner/a")
+    assert "--hub_model_id owner/a: the Hub cannot be reached (ConnectError" in gone
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_push_once_and_a_base_on_the_hub_passes_its_licence_on(base: Path, tmp_path: Path) -> None:
+    words = changed_words(autoencoder_words(base, tmp_path / "run"), model_folder_or_id="club/base", max_train_steps=1)
+    preset = tmp_path / "kl.json"
+    geometry = {key: value for key, value in KL_GEOMETRY.facts().items() if key != "preset"}
+    preset.write_text(json.dumps({"base": "smoke", "latent_width": 8, "latent_height": 8, **geometry}))
+    with local_hub(tmp_path / "hub") as hub:
+        theirs = saved(kl_autoencoder(), hub.root / "models/club/base")
+        (theirs / "README.md").write_text("---\nlicense: other\nlicense_name: theirs\n---\n")
+        online = hub.environment(tmp_path / "home")
+        done = launch(AUTOENCODER, *words, "--preset", preset, *PUSH, "owner/tuned", extra=online)
+        assert done.returncode == 0, done.stderr[-3000:]
+        asked = [line for line in hub.asked if "whoami" in line or "commit" in line]
+        assert asked == ["GET api/whoami-v2", "POST api/models/owner/tuned/commit/main"]
+        card = ModelCard((hub.repository("owner/tuned") / "README.md").read_text())
+    assert card.data.base_model == ["club/base"] and card.data.license_name == "theirs"
+    assert "Derived from `club/base`" in card.text
+
+
+def test_weights_from_stable_diffusion_stay_under_its_licence(base: Path, tmp_path: Path) -> None:
+    run_folder = tmp_path / "run"
+    shutil.copytree(world_model_run(base).folder, run_folder)
+    training = Training("club/play", 3, 1, "9 windows", {}, base=STABLE_DIFFUSION, autoencoder="eyes")
+    card, _ = world_model_card(run_folder, "owner/dream", training)
+    assert card.data.license == "creativeml-openrail-m" and card.data.base_model == [STABLE_DIFFUSION]
+    assert card.data.datasets == ["club/play"] and "use restrictions" in card.text
+    vae = run_folder / "world_model/vae/config.json"
+    vae.write_text(vae.read_text().replace("AutoencoderTiny", "AutoencoderKL"))
+    card, _ = world_model_card(run_folder, "owner/dream", dataclasses.replace(training, base=None))
+    assert card.data.license == "creativeml-openrail-m" and "Derived from `eyes`" in card.text
