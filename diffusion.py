@@ -124,6 +124,42 @@ def training_loss(
 
 
 @torch.no_grad()
+def with_own_frames(
+    world_model: WorldModel,
+    scheduler: DDIMScheduler,
+    latents: Tensor,
+    actions: Tensor,
+    noise: Tensor,
+    *,
+    num_inference_steps: int,
+) -> tuple[Tensor, Tensor]:
+    """A window whose last context frames the model has drawn itself, one after the other, from the recorded actions.
+
+    So training sees the mistakes that play makes, and the recorded target says how to recover from them (DAgger, Ross
+    et al. 2011; scheduled sampling, Bengio et al. 2015).
+
+    latents: (B, n + 1, C, h, w) scaled, n at least L + k.  actions: (B, n).  noise: (B, k, C, h, w), what each of the
+    k own frames starts from. Returns latents (B, L + 1, C, h, w), the target untouched, and actions (B, L).
+    """
+    length, count = world_model.context_length, noise.shape[1]
+    latents = latents[:, -(length + count + 1) :].clone()
+    actions = actions[:, -(length + count) :]
+    clean = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+    for number in range(count):
+        latents[:, length + number] = sample_next(
+            world_model,
+            scheduler,
+            latents[:, number : number + length],
+            actions[:, number : number + length],
+            clean,
+            noise[:, number],
+            num_inference_steps=num_inference_steps,
+            guidance_scale=1.0,
+        ).to(latents.dtype)
+    return latents[:, count:], actions[:, count:]
+
+
+@torch.no_grad()
 def sample_next(
     world_model: WorldModel,
     scheduler: DDIMScheduler,

@@ -66,6 +66,15 @@ def build_parser() -> argparse.ArgumentParser:
     optimizers.add_argument(
         "--use_adafactor", action="store_true", help="Adafactor, the paper's optimizer and by default that of sd14"
     )
+    add(
+        "--own_frames",
+        type=command_line.not_negative,
+        default=0,
+        metavar="K",
+        help="let the model draw the last 1 to K context frames of --own_frames_share of all steps itself, against "
+        "drift; for the end of a training",
+    )
+    add("--own_frames_share", type=command_line.fraction, default=0.5, help="see --own_frames")
     add("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, a third more time")
     add(
         "--num_validation_windows",
@@ -140,6 +149,7 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
     from pretrained import world_model_from_unet
     from training import TrainingRun, make_accelerator
     from validation import Validation
+    from window_loss import loss_of
 
     preset = plan.preset
     accelerator = make_accelerator(args)
@@ -152,7 +162,9 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
     }
     autoencoder = load_autoencoder(plan.autoencoder, preset=preset, device=accelerator.device)
     windows["black_moments"] = autoencoder.black_moments()
-    dataset, held_out = WindowDataset(plan.train_paths, **windows), WindowDataset(plan.validation_paths, **windows)
+    held_out = WindowDataset(plan.validation_paths, **windows)
+    windows["context_length"] += args.own_frames
+    dataset = WindowDataset(plan.train_paths, **windows)
     if kind == "latents":
         check_encoder(dataset, autoencoder, args)
     torch.manual_seed(args.seed)
@@ -199,7 +211,7 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
             batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(batches).items()}
             run.data_seconds += time.monotonic() - waited
             with accelerator.accumulate(run.model), accelerator.autocast():
-                run.update(loss_of(run, batch, micro, plan, autoencoder, scheduler))
+                run.update(loss_of(run, batch, micro, preset, plan.batch_size, autoencoder, scheduler))
         run.finish_step(items=global_batch)
 
     if args.dry_run:
@@ -257,34 +269,6 @@ def push(args: argparse.Namespace, plan: Plan, num_windows: int, global_batch: i
     run_folder = Path(args.output_dir)
     card, pictures = world_model_card(run_folder, args.hub_model_id, training)
     hub_upload.push(args, run_folder / "world_model", card, pictures)
-
-
-def loss_of(run, batch: dict, micro: int, plan: Plan, autoencoder, scheduler):
-    """The loss of one micro-batch, every draw of it seeded by its samples' places in the global batch."""
-    from diffusion import draw, timesteps_to_train, training_loss
-
-    preset = plan.preset
-    first = run.first_index(micro, plan.batch_size)
-    draws = draw(
-        run.args.seed,
-        run.step,
-        range(first, first + plan.batch_size),
-        (preset.context_length + 1, preset.latent_channels, preset.latent_height, preset.latent_width),
-        device=run.accelerator.device,
-        train_timesteps=timesteps_to_train(scheduler, preset.sampler_steps),
-        max_noise_level=preset.max_noise_level,
-        context_dropout=preset.context_dropout,
-    )
-    latents = to_latents(batch, autoencoder, draws.posterior_eps)  # (B, L + 1, C, h, w)
-    return training_loss(
-        run.model,
-        scheduler,
-        latents,
-        batch["actions"],
-        draws,
-        max_noise_level=preset.max_noise_level,
-        num_noise_buckets=preset.num_noise_buckets,
-    )
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
@@ -384,20 +368,6 @@ def make_config(preset, autoencoder, dataset):
         predicts_change=preset.predicts_change,
         sampler_steps=preset.sampler_steps,
     )
-
-
-def to_latents(batch: dict, autoencoder, posterior_eps):
-    """A loader's batch -> scaled latents (B, L + 1, C, h, w); frames are encoded here, moments only sampled."""
-    import torch
-
-    if "moments" in batch:
-        moments = batch["moments"].float()
-    else:
-        frames = batch["frames"]
-        with torch.no_grad():
-            moments = autoencoder.encode_pixels(autoencoder.frames_to_pixels(frames.flatten(0, 1)))
-        moments = moments.float().unflatten(0, frames.shape[:2])
-    return autoencoder.sample_latents(moments, posterior_eps)
 
 
 if __name__ == "__main__":
