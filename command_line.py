@@ -6,6 +6,7 @@ Used by every root script; `ViZDoomPPO/console.py` is its counterpart, since sta
 
 import argparse
 import errno
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NoReturn
 import processes
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
+BACKENDS = {"auto": None, "torch": None, "onnx": "cpu", "cuda": "cuda"}  # and the one device that each draws on
 LR_SCHEDULERS = ("constant_with_warmup", "constant", "linear", "cosine")
 
 
@@ -45,6 +47,37 @@ def add_device_flag(arguments: argparse.ArgumentParser) -> None:
     arguments.add_argument(
         "--device", choices=DEVICES, default="auto", help="where to compute; auto: cuda, mps, cpu in this order"
     )
+
+
+def add_backend_flag(arguments: argparse.ArgumentParser) -> None:
+    """Adds `--backend` to a script that draws and has `--device`; `check_backend` and `device_of_backend` read it."""
+    arguments.add_argument(
+        "--backend",
+        choices=tuple(BACKENDS),
+        default="auto",
+        help="what draws; auto: cuda (bfloat16, compiled) on NVIDIA, onnx (ONNX Runtime) on the CPU, else torch",
+    )
+
+
+def check_backend(args: argparse.Namespace) -> None:
+    """Raises BadInput, without torch, for a --backend that is not installed or contradicts --device."""
+    needed = BACKENDS[args.backend]
+    if needed is not None and args.device not in ("auto", needed):
+        raise BadInput(f"--backend {args.backend} draws on --device {needed}, not {args.device}; change one of them")
+    if args.backend == "onnx" and importlib.util.find_spec("onnxruntime") is None:
+        raise BadInput("--backend onnx: no onnxruntime installed; pip install -r diffusion_requirements.txt")
+
+
+def device_of_backend(args: argparse.Namespace) -> str:
+    """The torch device that --backend and --device ask for. Raises BadInput when it is not there."""
+    try:
+        return resolve_device(BACKENDS[args.backend] or args.device)
+    except BadInput:
+        if args.device != "auto":
+            raise
+        raise BadInput(
+            f"--backend {args.backend}: torch finds no {BACKENDS[args.backend]} device here; use --backend auto"
+        ) from None
 
 
 def add_training_flags(arguments: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ sqrt(1 - alpha_bar_t) eps, v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x0 
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -161,7 +161,7 @@ def with_own_frames(
 
 @torch.no_grad()
 def sample_next(
-    world_model: WorldModel,
+    world_model: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
     scheduler: DDIMScheduler,
     context: Tensor,
     actions: Tensor,
@@ -173,6 +173,7 @@ def sample_next(
 ) -> Tensor:
     """The next latent by DDIM with guidance on frames only (GameNGen sec. 3.2; Song et al. 2021, eq. 12 at eta = 0).
 
+    world_model: a `WorldModel`, or what computes the same.
     context: (B, L, C, h, w), already as noisy as noise_buckets (B,) says.  actions: (B, L) int64.
     x_t: (B, C, h, w) Gaussian noise to start from. Returns (B, C, h, w). Guidance 1 costs one pass a step, else two.
     """

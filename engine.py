@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backends import build_backend
 from command_line import BadInput
 from diffusion import noise_level, sample_next, seeded_generator
 from model import LoadedWorldModel, load_world_model
@@ -30,10 +31,12 @@ class GameEngine:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         discretized_noise_level: int = 0,
+        backend: str = "torch",
     ) -> None:
         """Settings left None are the checkpoint's own. discretized_noise_level: bucket announced *and* noise added.
 
-        Raises BadInput for a setting out of range.
+        backend: `auto`, `torch`, `onnx` or `cuda`, see backends.py; all but `torch` keep the weights as they are now.
+        Raises BadInput for a setting out of range, or a back end that the device does not have.
         """
         self.config = loaded.config
         self.world_model = loaded.world_model
@@ -56,6 +59,7 @@ class GameEngine:
                 f"--num_inference_steps {self.num_inference_steps}: the schedule has 1 to "
                 f"{self.scheduler.config.num_train_timesteps}"
             )
+        self.backend = build_backend(backend, loaded)
         black = self.autoencoder.black_moments().half().float()  # rounded as in latent files
         self.black_latent = self.autoencoder.sample_latents(black)[0]  # (C, h, w)
         self.latents = torch.empty(0)  # (B, L, C, h, w) scaled, oldest first
@@ -72,7 +76,7 @@ class GameEngine:
         *,
         vae_folder_or_id: str | Path | None = None,
         device: str = "cpu",
-        **settings: float | int | None,
+        **settings: float | int | str | None,
     ) -> "GameEngine":
         """The engine of a world-model folder; `settings` as in the constructor. BadInput as from `load_world_model`."""
         return cls(load_world_model(folder_or_id, vae_folder_or_id=vae_folder_or_id, device=device), **settings)
@@ -100,7 +104,7 @@ class GameEngine:
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> np.ndarray:
         """Scaled latents (T, C, h, w) -> uint8 frames (T, H, W, 3)."""
-        return self.autoencoder.pixels_to_frames(self.autoencoder.decode_latents(latents)).cpu().numpy()
+        return self.autoencoder.pixels_to_frames(self.backend.decode_latents(latents)).cpu().numpy()
 
     def reset(self, latents: Tensor, actions: Tensor, seeds: Sequence[int] = (0,)) -> None:
         """Starts B = len(seeds) games after k seen frames.
@@ -172,7 +176,7 @@ class GameEngine:
         if level > 0:
             context = context + level * self._noise(1, context.shape[1:])
         following = sample_next(
-            self.world_model,
+            self.backend.predict_v,
             self.scheduler,
             context,
             actions,

@@ -176,7 +176,7 @@ class GameLoop(threading.Thread):
     def _saved(self, player: Player, name: str) -> bytes:
         log = [[each.frame, each.action, *vars(each.settings).values()] for each in player.history]
         facts = {"checkpoint": self.checkpoint, "name": name, "settings": vars(player.settings), "log": log}
-        return pack(player.state, {**facts, "drawn_by": self.drawn_by})
+        return pack(player.state, {**facts, "drawn_by": self.engine.backend.drawn_by})
 
     def _load(self, player: Player, contents: bytes) -> None:
         """Goes on from a save file, with the settings it was played with."""
@@ -185,14 +185,9 @@ class GameLoop(threading.Thread):
         player.settings = settings
         player.post("settings", {"type": "settings", **vars(settings)})
         self.jump(player, save.state)
-        if save.facts.get("drawn_by") != self.drawn_by:
-            text = "This save was made on another kind of device, so what follows is approximate."
+        if save.facts.get("drawn_by") != self.engine.backend.drawn_by:
+            text = "This save was drawn in another way than here, so what follows is approximate."
             player.post("problem", {"type": "problem", "text": text})
-
-    @property
-    def drawn_by(self) -> list[str]:
-        """Back end, device kind and precision: where they are equal, a save goes on with identical frames."""
-        return ["torch", self.engine.device.type, str(self.engine.black_latent.dtype).removeprefix("torch.")]
 
     def checked_settings(self, wish: Message | dict[str, Any]) -> Settings:
         """Settings within the model's range. Raises BadInput for others."""

@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--guidance_scale", type=float, help="guidance on the past frames, 1 is none; default: the checkpoint's")
     add("--discretized_noise_level", type=int, default=0, help="noise bucket of the context: 0 (clean) to 9 (most)")
     command_line.add_device_flag(arguments)
+    command_line.add_backend_flag(arguments)
     return arguments
 
 
@@ -44,6 +45,7 @@ def main(args: argparse.Namespace) -> None:
     from artifacts import check_writable, read_json
     from model_folders import Geometry, find_autoencoder, find_world_model
 
+    command_line.check_backend(args)
     folder = find_world_model(args.model_folder or best_model_at_hand(Path.cwd()))
     config = read_json(folder / "config.json")
     if args.vae_ft_model_folder:
@@ -65,7 +67,8 @@ def main(args: argparse.Namespace) -> None:
     engine = GameEngine.from_pretrained(
         folder,
         vae_folder_or_id=args.vae_ft_model_folder,
-        device=command_line.resolve_device(args.device),
+        device=command_line.device_of_backend(args),
+        backend=args.backend,
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
         discretized_noise_level=args.discretized_noise_level,
@@ -166,7 +169,7 @@ def describe(engine, folder: Path) -> None:
     beginnings = f"{starts} beginnings" if starts else "no beginnings in the checkpoint, so play begins from black"
     print(
         f"model: {folder}, {config.geometry.preset} at {config.frames_per_second:g} frames/s, {beginnings}\n"
-        f"device: {engine.device}, {engine.num_inference_steps} steps, guidance {engine.guidance_scale}",
+        f"drawn by {engine.backend}, {engine.num_inference_steps} steps, guidance {engine.guidance_scale}",
         flush=True,
     )
 
@@ -186,7 +189,7 @@ def greeting(engine, folder: Path, seats: int) -> dict:
         "frames_per_second": config.frames_per_second,
         "buttons": [{"name": name, "keys": keys} for name, keys in button_keys(config.action_table).items()],
         "actions": {str(row["id"]): row["name"] for row in config.action_table},
-        "device": str(engine.device),
+        "device": str(engine.backend),
         "noise_levels": config.num_noise_buckets,
         "starts": 0 if engine.start_contexts is None else len(engine.start_contexts.latents),
         "history_s": HISTORY_S,

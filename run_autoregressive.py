@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", default="rollouts", help="folder for rollout_<k>.gif and rollouts.json")
     add("--overwrite", action="store_true", help="replace the rollouts that --out already holds")
     command_line.add_device_flag(arguments)
+    command_line.add_backend_flag(arguments)
     return arguments
 
 
@@ -59,6 +60,7 @@ def main(args: argparse.Namespace) -> None:
     )
     from model_folders import Geometry, autoencoder_of, find_autoencoder, find_world_model, read_world_model_config
 
+    command_line.check_backend(args)
     folder = find_world_model(args.unet_model_folder)
     config = read_world_model_config(folder)
     find_autoencoder(args.vae_ft_model_folder or autoencoder_of(folder), geometry=Geometry(**config["geometry"]))
@@ -90,12 +92,15 @@ def main(args: argparse.Namespace) -> None:
     engine = GameEngine.from_pretrained(
         args.unet_model_folder,
         vae_folder_or_id=args.vae_ft_model_folder,
-        device=command_line.resolve_device(args.device),
+        device=command_line.device_of_backend(args),
+        backend=args.backend,
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
         discretized_noise_level=args.discretized_noise_level,
     )
-    print(f"device: {engine.device}, {engine.num_inference_steps} steps, guidance {engine.guidance_scale}", flush=True)
+    print(
+        f"drawn by {engine.backend}, {engine.num_inference_steps} steps, guidance {engine.guidance_scale}", flush=True
+    )
     settings = {
         "context_length": engine.config.context_length,
         "frame_stride": engine.config.frame_stride,
@@ -147,6 +152,7 @@ def main(args: argparse.Namespace) -> None:
                 **vars(args),
                 "num_inference_steps": engine.num_inference_steps,
                 "guidance_scale": engine.guidance_scale,
+                "drawn_by": engine.backend.drawn_by,
             },
             "rows": rows,
             "rollouts": reports,

@@ -20,10 +20,11 @@ for folder in (REPOSITORY / "tests", REPOSITORY / "ViZDoomPPO", REPOSITORY):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the folder of this run's locks, which test processes find through the environment."""
+    """Makes the folder of this run's locks and caches, which test processes find through the environment."""
     if not hasattr(config, "workerinput"):
         folder = tempfile.TemporaryDirectory(prefix="test_turns_")
         os.environ["TEST_TURNS"] = folder.name
+        os.environ["XDG_CACHE_HOME"] = f"{folder.name}/cache"  # what is exported for ONNX Runtime, once a run
         config.add_cleanup(folder.cleanup)
 
 

@@ -175,7 +175,7 @@ def test_a_loaded_save_plays_the_same_frames_on_with_the_settings_it_was_made_wi
     assert not [letter for kind, letter in other.mailbox.letters if kind == "problem"]
     log = unpack(contents, loop.engine, loop.checkpoint).facts["log"]
     assert log[-1] == [6, 0, 1, 1.5, 2] and [row[0] for row in log] == list(range(-3, 7))
-    loop.engine.black_latent = loop.engine.black_latent.double()  # what another precision looks like
+    loop.engine.backend.precision = "bfloat16"
     elsewhere = loop._saved(player, "there")
     other.wish("load", elsewhere)
     other_loop.serve(other)

@@ -1,0 +1,179 @@
+"""What draws: the two networks run in the way that suits the device, behind one pair of calls.
+
+    torch   as they are, on any device, in float32
+    onnx    ONNX Runtime on the CPU, in float32; exported once into the user's cache folder
+    cuda    bfloat16 and torch.compile on an NVIDIA GPU
+
+Knows no windows, noise, sampler or games. engine.py asks for one by name; scripts have it as --backend.
+"""
+
+import copy
+import platform
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import command_line
+from command_line import BadInput
+from model import LoadedWorldModel, WorldModelConfig
+
+
+class Backend:
+    """The plain way, and what the others share. `name`, `device_kind` and `precision` decide which bits come out."""
+
+    name = "torch"
+    precision = "float32"
+
+    def __init__(self, loaded: LoadedWorldModel) -> None:
+        self.world_model, self.autoencoder = loaded.world_model, loaded.autoencoder
+
+    def predict_v(
+        self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, noise_buckets: Tensor
+    ) -> Tensor:
+        """As `WorldModel.forward`: the predicted v (B, C, h, w), float32."""
+        return self.world_model(noised, timesteps, context, actions, noise_buckets)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """As `Autoencoder.decode_latents`: scaled latents (T, C, h, w) -> pixels (T, 3, H', W'), about [-1, 1]."""
+        return self.autoencoder.decode_latents(latents)
+
+    @property
+    def device(self) -> torch.device:
+        return self.autoencoder.device
+
+    @property
+    def drawn_by(self) -> list[str]:
+        """Back end, device kind, precision: where all three are equal, equal games have equal frames."""
+        return [self.name, device_kind(self.device), self.precision]
+
+    def __str__(self) -> str:
+        return f"PyTorch on {self._place()}"
+
+    def _place(self) -> str:
+        return threads(torch.get_num_threads()) if self.device.type == "cpu" else device_kind(self.device)
+
+
+class OnnxBackend(Backend):
+    """ONNX Runtime on the CPU. Draws one game after the other, so that no game's bits depend on those beside it."""
+
+    name = "onnx"
+
+    def __init__(self, loaded: LoadedWorldModel) -> None:
+        """OSError where the cache folder cannot be written, RuntimeError where the networks cannot be exported."""
+        super().__init__(loaded)
+        from exported_networks import DECODER, NETWORK, exported
+
+        self.num_threads = torch.get_num_threads()
+        with exported(loaded.world_model, loaded.autoencoder, loaded.config.latent_shape) as folder:
+            self._network, self._decoder = (self._session(str(folder / name)) for name in (NETWORK, DECODER))
+
+    def _session(self, path: str) -> Callable[..., Tensor]:
+        """A network as a function of tensors with a batch axis; runs one row at a time."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.num_threads
+        options.log_severity_level = 3  # errors
+        # Threads that spin while they wait would take the second core from encoder, server and browser.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        names = [node.name for node in session.get_inputs()]  # without those that the network does not read
+
+        def run(**inputs: Tensor) -> Tensor:
+            arrays = {name: inputs[name].numpy() for name in names}
+            rows = range(len(next(iter(arrays.values()))))
+            outputs = [session.run(None, {k: array[i : i + 1] for k, array in arrays.items()})[0] for i in rows]
+            return torch.cat([torch.from_numpy(output) for output in outputs])
+
+        return run
+
+    def predict_v(
+        self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, noise_buckets: Tensor
+    ) -> Tensor:
+        return self._network(
+            noised=noised, timesteps=timesteps, context=context, actions=actions, noise_buckets=noise_buckets
+        )
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        return self._decoder(latents=latents)
+
+    def __str__(self) -> str:
+        return f"ONNX Runtime on {threads(self.num_threads)}"
+
+
+class CompiledBackend(Backend):
+    """Copies of both networks in bfloat16, channels last, compiled before the first frame.
+
+    The float32 weights of the world model move to main memory, out of the copies' way."""
+
+    name = "cuda"
+    precision = "bfloat16"
+
+    def __init__(self, loaded: LoadedWorldModel) -> None:
+        super().__init__(loaded)
+        place = {"device": self.device, "dtype": torch.bfloat16, "memory_format": torch.channels_last}
+        self._network = torch.compile(copy.deepcopy(loaded.world_model).to(**place))
+        self._decode = torch.compile(copy.deepcopy(loaded.autoencoder).to(**place).decode_latents)
+        loaded.world_model.to("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        print("the networks are compiled, which takes a minute", flush=True)
+        self._draw_once(loaded.config)
+
+    @torch.no_grad()
+    def _draw_once(self, config: WorldModelConfig) -> None:
+        length, one = config.context_length, torch.zeros(1, dtype=torch.int64, device=self.device)
+        latents = torch.zeros(1, length + 1, *config.latent_shape, device=self.device)
+        self.predict_v(latents[:, -1], one, latents[:, :-1], one.repeat(1, length), one)
+        self.decode_latents(latents[:, -1])
+
+    def predict_v(
+        self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, noise_buckets: Tensor
+    ) -> Tensor:
+        v = self._network(noised.bfloat16(), timesteps, context.bfloat16(), actions, noise_buckets)
+        return v.float()
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        return self._decode(latents).float()
+
+    def __str__(self) -> str:
+        return f"compiled PyTorch in bfloat16 on {self._place()}"
+
+
+CLASSES = {backend.name: backend for backend in (Backend, OnnxBackend, CompiledBackend)}
+
+
+def build_backend(name: str, loaded: LoadedWorldModel) -> Backend:
+    """The back end `torch|onnx|cuda`, or with `auto` the fastest for the device that the autoencoder is on.
+
+    Where auto cannot keep an export for ONNX Runtime it takes plain PyTorch, and says so in one line.
+    Raises BadInput for a back end that this device does not have."""
+    kind = loaded.autoencoder.device.type
+    chosen = {"cuda": "cuda", "cpu": "onnx"}.get(kind, "torch") if name == "auto" else name
+    if chosen not in CLASSES or (command_line.BACKENDS[chosen] or kind) != kind:
+        raise BadInput(f"--backend {chosen}: the networks are on {kind}; use --backend auto or torch")
+    try:
+        return CLASSES[chosen](loaded)
+    except (ImportError, OSError, RuntimeError) as error:
+        if chosen != "onnx":
+            raise
+        reason = " ".join(str(error).split())[:200]
+        if name != "auto":
+            cure = "free or repair the cache folder (XDG_CACHE_HOME names another), or use --backend torch"
+            raise BadInput(f"--backend onnx: {reason}; {cure}") from None
+        print(f"ONNX Runtime cannot draw here ({reason}), so PyTorch does; it is slower", flush=True)
+        return Backend(loaded)
+
+
+def device_kind(device: torch.device) -> str:
+    """What decides which kernels run: a GPU's name, a CPU's widest vector instructions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return device.type
+
+
+def threads(number: int) -> str:
+    return f"{number} thread" if number == 1 else f"{number} threads"
