@@ -87,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
     from engine import GameEngine
     from metrics import format_rows, measure_rows
     from pictures import side_by_side, write_gif
-    from validation import has_real_frames, picture_rows, read_stretches, roll_out, training_mean
+    from validation import check_dataset, has_real_frames, picture_rows, read_stretches, roll_out, training_mean
 
     engine = GameEngine.from_pretrained(
         args.unet_model_folder,
@@ -109,8 +109,8 @@ def main(args: argparse.Namespace) -> None:
         "black_moments": engine.autoencoder.black_moments(),
     }
     dataset = WindowDataset(held_out_paths or train_paths, **settings)
-    check_dataset(dataset, engine, args)
-    starts = choose_starts(dataset, args)
+    check_dataset(dataset, engine.config, args.dataset_basepath, args.unet_model_folder)
+    starts = chosen_starts(dataset, args)
     constant = training_mean(WindowDataset(train_paths, **settings), engine.autoencoder)
     if constant is None or not has_real_frames(dataset, starts):
         raise BadInput(
@@ -162,37 +162,11 @@ def main(args: argparse.Namespace) -> None:
     print(f"wrote {out}/rollout_0.gif and {out}/rollouts.json; look at the gif: the real game is left, the dream right")
 
 
-def check_dataset(dataset, engine, args: argparse.Namespace) -> None:
-    """Refuses latents of another encoder and actions outside the model's table."""
-    ours, theirs = engine.config.encoder_sha256, dataset.encoder_sha256
-    if theirs and theirs != ours:
-        raise BadInput(
-            f"{args.dataset_basepath}: latents of encoder {theirs[:12]}, but {args.unet_model_folder} was trained on "
-            f"{ours[:12]}; encode again with its own autoencoder, or use --start_from_pixels"
-        )
-    if dataset.action_table and list(dataset.action_table) != list(engine.config.action_table):
-        raise BadInput(
-            f"{args.dataset_basepath}: its action table is not the one {args.unet_model_folder} was trained with, so "
-            "ids mean other keys; use data of the game it was trained on"
-        )
-    if dataset.num_actions > engine.config.num_actions:
-        raise BadInput(
-            f"{args.dataset_basepath}: has {dataset.num_actions} actions, {args.unet_model_folder} knows "
-            f"{engine.config.num_actions}; use data of the game it was trained on"
-        )
-
-
-def choose_starts(dataset, args: argparse.Namespace) -> list[int]:
+def chosen_starts(dataset, args: argparse.Namespace) -> list[int]:
     """`--num_episodes` windows that --episode_length frames follow, picked by the seed. BadInput when too few."""
-    import numpy as np
+    from validation import choose_starts
 
-    order = np.random.default_rng(args.seed).permutation(len(dataset))
-    starts: list[int] = []
-    for index in order:
-        if len(starts) == args.num_episodes:
-            break
-        if dataset.stretch(int(index), args.episode_length) is not None:
-            starts.append(int(index))
+    starts = choose_starts(dataset, args.num_episodes, args.episode_length, args.seed)
     if len(starts) < args.num_episodes:
         raise BadInput(
             f"{args.dataset_basepath}: {len(starts)} places with {args.episode_length} frames after them, "

@@ -1,10 +1,11 @@
 """Held-out measures of a world model: the rows of one step, and rollouts beside the real game.
 
 Everything is drawn by `GameEngine`, as a player would see it. Used by train_text_to_image.py while it trains and by
-run_autoregressive.py; knows neither optimizers nor command lines.
+run_autoregressive.py and make_clips.py; knows neither optimizers nor command lines.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from command_line import BadInput
 from data_loader import WindowDataset, evenly
 from engine import GameEngine
 from metrics import format_rows, mean_frame, measure_rows
-from model import Autoencoder, LoadedWorldModel, StartContexts
+from model import Autoencoder, LoadedWorldModel, StartContexts, WorldModelConfig
 from pictures import side_by_side, write_gif
 
 if TYPE_CHECKING:
@@ -57,6 +59,33 @@ def read_stretches(dataset: WindowDataset, autoencoder: Autoencoder, indices: Se
     is_complete = all(frames is not None for frames in real)
     actions = torch.stack([item["actions"] for item in items])
     return Stretches(torch.stack(latents), actions, np.stack(real) if is_complete else None)
+
+
+def check_dataset(dataset: WindowDataset, config: WorldModelConfig, dataset_name: str, model_name: str) -> None:
+    """Raises BadInput where latents are of another encoder, or actions are not those of the model's table."""
+    ours, theirs = config.encoder_sha256, dataset.encoder_sha256
+    if theirs and theirs != ours:
+        raise BadInput(
+            f"{dataset_name}: latents of encoder {theirs[:12]}, but {model_name} was trained on {ours[:12]}; "
+            "encode again with its own autoencoder, or use --start_from_pixels"
+        )
+    if dataset.action_table and list(dataset.action_table) != list(config.action_table):
+        raise BadInput(
+            f"{dataset_name}: its action table is not the one {model_name} was trained with, so ids mean other keys; "
+            "use data of the game it was trained on"
+        )
+    if dataset.num_actions > config.num_actions:
+        raise BadInput(
+            f"{dataset_name}: has {dataset.num_actions} actions, {model_name} knows {config.num_actions}; "
+            "use data of the game it was trained on"
+        )
+
+
+def choose_starts(dataset: WindowDataset, wanted: int, length: int, seed: int) -> list[int]:
+    """At most `wanted` windows, in an order picked by the seed, each the first of `length` frames to predict."""
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    found = (int(index) for index in order if dataset.stretch(int(index), length) is not None)
+    return list(itertools.islice(found, wanted))
 
 
 def has_real_frames(dataset: WindowDataset, indices: Sequence[int]) -> bool:
