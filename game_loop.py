@@ -20,7 +20,7 @@ from controls import nearest_action
 from engine import GameEngine
 from messages import Message, Picture, packed_save
 from pictures import encode_jpeg
-from play_recorder import PlayRecorder
+from play_recorder import Game, PlayRecorder
 from players import Moment, Player, Seats, Settings
 from saves import checkpoint_id, pack, unpack
 
@@ -249,7 +249,8 @@ class GameLoop(threading.Thread):
 
     def _record(self, player: Player, *, has_episode: bool) -> None:
         standing = self._standing_frame(player)
-        player.recorder = PlayRecorder(self.recordings, self.engine.config, standing, has_episode=has_episode)
+        game = Game.dream(self.engine.config)
+        player.recorder = PlayRecorder(self.recordings, game, standing, has_episode=has_episode)
         self._recording.append(player)
         player.post("recording", {"type": "recording", "on": True, "text": "Recording…"})
 
