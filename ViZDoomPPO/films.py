@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,14 @@ GIF_MIN_HEIGHT_PX = 240  # smaller games are shown enlarged
 GIF_CAPTION_PX = 14
 
 
-def write_gif(parquet: Path, gif: Path) -> None:
-    """One picture per agent step, at the game's own speed, with step and action below it."""
+def write_gif(parquet: Path, gif: Path, most_steps: int | None = None) -> None:
+    """One picture per agent step, at the game's own speed, with step and action below it; at `most_steps` it ends."""
     import pyarrow.parquet as pq
     from episode_recorder import METADATA_KEY
 
     with pq.ParquetFile(parquet) as file:
         facts = json.loads(file.metadata.metadata[METADATA_KEY])
-        pictures = captioned_pictures(file, [row["name"] for row in facts["action_table"]])
+        pictures = islice(captioned_pictures(file, [row["name"] for row in facts["action_table"]]), most_steps)
         step_ms = round(1000 * facts["tics_per_step"] / facts["tics_per_second"])
         next(pictures).save(gif, save_all=True, append_images=pictures, duration=step_ms, loop=0)
 

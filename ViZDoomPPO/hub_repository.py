@@ -1,10 +1,12 @@
-"""A repository on the Hugging Face Hub to upload into: checked and made before the work, filled after it.
+"""A repository on the Hugging Face Hub: made and found writable before the work, filled after it, and read.
 
 Knows tokens, names and who may see a repository, not what is uploaded. `hub_upload.py` is its counterpart for stages 2
 to 6, which stage 1 does not import. Used by both scripts of this folder.
 """
 
+import argparse
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,48 @@ from pathlib import Path
 from console import BadInput
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+POLICY_FILE = "best_model.zip"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+
+
+def add_hub_flags(arguments: argparse.ArgumentParser) -> None:
+    """The flags by which a trainer is told to upload what it made."""
+    add = arguments.add_argument
+    add("--push_to_hub", action="store_true", help="upload the finished policy with a card to the Hugging Face Hub")
+    add("--hub_model_id", metavar="OWNER/NAME", help="repository for --push_to_hub; made where there is none")
+    add("--hub_public", action="store_true", help="let everybody see it; without this flag it is private")
+
+
+def check_hub_flags(args: argparse.Namespace) -> None:
+    """Raises BadInput for flags that do not go together, without asking the Hub."""
+    if args.push_to_hub and not args.hub_model_id:
+        raise BadInput("--push_to_hub: where to? add --hub_model_id OWNER/NAME")
+    if not args.push_to_hub and (args.hub_model_id or args.hub_public):
+        flag = "--hub_model_id" if args.hub_model_id else "--hub_public"
+        raise BadInput(f"{flag}: nothing is uploaded without --push_to_hub; add it, or leave this out")
+
+
+def fetch_policy(repo_id: str) -> Path:
+    """The policy file of a repository: its best_model.zip, else its only .zip. Offline, what was fetched before.
+
+    Raises BadInput when it cannot be had, or when there is none or more than one."""
+    from huggingface_hub import constants, snapshot_download
+
+    _show_no_bars_to_files()
+    try:
+        folder = Path(snapshot_download(repo_id, allow_patterns=["*.zip"]))
+    except Exception as error:  # the Hub's client raises dozens of kinds; to the user all mean "cannot be had"
+        cure = "check the name and the connection, or log in with `hf auth login` if it is private"
+        if constants.is_offline_mode():
+            cure = "HF_HUB_OFFLINE is set and nothing of it is here from before: unset it"
+        what = f"no such file, and it cannot be fetched from the Hub ({type(error).__name__})"
+        raise BadInput(f"--policy {repo_id}: {what}; {cure}") from None
+    found = sorted(folder.glob("*.zip"))
+    best = [path for path in found if path.name == POLICY_FILE] or found
+    if len(best) != 1:
+        what = f"{len(found)} .zip files, none of them {POLICY_FILE}" if found else "no .zip file"
+        raise BadInput(f"--policy {repo_id}: the repository has {what}; download the one to play and give its path")
+    return best[0]
 
 
 def open_repository(repo_id: str, *, flag: str, repo_type: str, is_public: bool) -> None:
@@ -43,6 +86,7 @@ def upload(folder: Path, repo_id: str, *, repo_type: str, message: str, allow_pa
     """Uploads what is in `folder`; returns the repository's address. Raises BadInput when it cannot be done."""
     from huggingface_hub import HfApi
 
+    _show_no_bars_to_files()
     api = HfApi()
     with _explained(f"uploading to {repo_id}"):
         api.upload_folder(
@@ -53,6 +97,13 @@ def upload(folder: Path, repo_id: str, *, repo_type: str, message: str, allow_pa
             allow_patterns=allow_patterns,
         )
     return f"{api.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
+
+
+def _show_no_bars_to_files() -> None:
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from console import BadInput, add_device_flag, check_writable, parser, print_settings, resolve_device, run
+from hub_repository import HUB_ID, fetch_policy
 from recording import BUILT_IN, EXPLORE, SPLITS, RecorderDied, Recording, check_game, gif_workplace
 
 DEFAULT_POLICY = Path(__file__).resolve().parent / "logs" / "models" / "deathmatch_simple" / "best_model.zip"
@@ -38,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--policy",
         default=str(DEFAULT_POLICY),
-        help="policy file (.zip), `random`, or `explore`: what a person tries out and no agent does",
+        help="policy file (.zip) or its Hub id, `random`, or `explore`: what a person tries out and no agent does",
     )
     add("--env", help="id of a gymnasium env to play instead of Doom, `module:id` to import its module first")
     add("--scenario", help="Doom scenario as in training; default: the policy's own")
@@ -85,10 +86,13 @@ def check_flags(args: argparse.Namespace) -> None:
         raise BadInput(f"--device {args.device} with --ray: recorders in a cluster play on CPUs; leave out --device")
     if args.policy == EXPLORE and args.env:
         raise BadInput(f"--policy explore knows Doom's buttons, --env {args.env} has others; use --policy random")
+    is_file = args.policy in BUILT_IN or Path(args.policy).exists()
+    if not is_file and HUB_ID.fullmatch(args.policy) and not Path(args.policy).parent.exists():
+        args.policy = str(fetch_policy(args.policy))
     if args.policy not in BUILT_IN and not Path(args.policy).is_file():
         raise BadInput(
             f"no policy {args.policy}; train one with train_ppo_and_collect_data_parallel.py and give its "
-            "policy/best_model.zip, or play with --policy random"
+            "policy/best_model.zip, name one on the Hub as owner/name, or play with --policy random"
         )
 
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 FACTS_MEMBER = "policy.json"
 STATE_MEMBER = "state.json"
+WEIGHTS_MEMBER = "policy.pth"
 CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
 CURE = "give a .zip that the training script wrote"
 FEATURES_PER_PICTURE = 512  # of a dictionary observation, GameNGen 4.1
@@ -108,6 +109,17 @@ def save_policy(path: Path, model: PPO, facts: dict, state: dict | None = None) 
     os.replace(temporary, path)
 
 
+def copy_weights(source: Path, target: Path) -> None:
+    """A copy of a policy file with what playing it takes: weights and facts, neither optimizer nor anything pickled.
+
+    A scenario of one's own is named without the folder it lies in. The same policy gives the same bytes."""
+    facts = read_member(source, FACTS_MEMBER) or {}
+    facts["scenario"] = Path(facts["scenario"]).name
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w") as copy:
+        copy.writestr(archive.getinfo(WEIGHTS_MEMBER), archive.read(WEIGHTS_MEMBER))
+        copy.writestr(archive.getinfo(FACTS_MEMBER), json.dumps(facts, indent=2))
+
+
 def read_member(path: Path, member: str) -> dict | None:
     """A JSON object inside a policy file, None when it holds none of that name. BadInput when it is no policy file."""
     try:
@@ -175,7 +187,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     """The policy's state dict, from tensors only: torch refuses anything that would run code."""
     try:
         with zipfile.ZipFile(path) as archive, warnings.catch_warnings(action="ignore"):
-            weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
+            weights = torch.load(io.BytesIO(archive.read(WEIGHTS_MEMBER)), map_location="cpu", weights_only=True)
     except (OSError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         reason = _first_line(error)
         raise BadInput(f"{path} is not a policy file of plain weights ({reason}); {CURE}") from error

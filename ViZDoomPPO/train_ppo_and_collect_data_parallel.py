@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from console import BadInput, add_device_flag, add_preset, parser, print_settings, resolve_device, run
+from hub_repository import add_hub_flags, check_hub_flags, open_repository
 from progress import LEVEL_THRESHOLDS, Progress, add_line, best_rank, forget_lines_after, rank, saved_progress
 from rewards import REWARDS
 from training_games import AGENT_FLAGS, GAME_FLAGS, RECORDING_FLAGS, STOP_SIGNALS, open_envs
 
 CHECKPOINT_NAME, BEST_NAME = "last_model.zip", "best_model.zip"
 METRICS_NAME = "metrics.jsonl"
+PPO_FLAGS = ("n_train_envs", "n_steps", "batch_size", "n_epochs", "learning_rate", "gamma", "gae_lambda")
+PPO_FLAGS += ("ent_coef", "clip_range", "seed")
 PAPER = {  # GameNGen 4.1 and A.5
     "reward": "paper",
     "observe_map": True,
@@ -78,12 +81,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--ent_coef", type=float, default=0.0, help="weight of the policy's entropy in the loss")
     add("--clip_range", type=float, default=0.2, help="how far an update may move an action's probability, as a share")
     add("--seed", type=int, default=0, help="of the games and the policy")
+    add_hub_flags(arguments)
     add_device_flag(arguments)
     return arguments
 
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises BadInput for numbers nothing can be done with, before anything heavy is imported."""
+    check_hub_flags(args)
     least = {"n_train_envs": 1, "n_eval_envs": 1, "eval_episodes": 1, "eval_freq": 1, "total_timesteps": 1, "bots": 0}
     least |= {"n_steps": 2, "batch_size": 2, "n_epochs": 1, "episode_tics": 1, "record_stride": 1, "seed": 0}
     least |= {"image_quality": 1, "action_history": 0}
@@ -317,6 +322,21 @@ def result_line(args: argparse.Namespace, progress: Progress) -> str:
     )
 
 
+def push(args: argparse.Namespace, progress: Progress) -> None:
+    """With --push_to_hub, uploads the best policy and its card; the run stays as it is, also when that fails."""
+    if not args.push_to_hub:
+        return
+    from policy_card import push_policy
+
+    settings = {name: getattr(args, name) for name in PPO_FLAGS}
+    try:
+        address = push_policy(args.run_dir, args.out_base_dir, args.hub_model_id, progress, settings)
+    except BadInput as error:
+        best = args.run_dir / BEST_NAME
+        raise BadInput(f"{error}; {best} is finished and kept, the same command with --resume uploads it") from None
+    print(f"uploaded {args.run_dir / BEST_NAME} to {address} ({'public' if args.hub_public else 'private'})")
+
+
 def main(args: argparse.Namespace) -> None:
     check_flags(args)
     if Path(args.scenario).is_file():
@@ -345,6 +365,8 @@ def main(args: argparse.Namespace) -> None:
         "has_bots": game.is_deathmatch,
     }
     game.close()
+    if args.push_to_hub:
+        open_repository(args.hub_model_id, flag="--hub_model_id", repo_type="model", is_public=args.hub_public)
     identity = {"recorded_by": "training", **{name: getattr(args, name) for name in GAME_FLAGS + RECORDING_FLAGS}}
     # Only where they are not the defaults: folders older than these flags go on.
     agent = {**AGENT_FLAGS, "repeat_probability": 0.0}
@@ -361,6 +383,7 @@ def main(args: argparse.Namespace) -> None:
         progress = saved_progress(checkpoint)
         if progress and progress.is_finished(args) and progress.is_evaluated():
             print(f"already complete, nothing to do: {result_line(args, progress)}")
+            push(args, progress)
             return
         device = resolve_device(args.device)
         print_settings(args, device=device, actions=len(facts["action_table"]))
@@ -377,6 +400,7 @@ def main(args: argparse.Namespace) -> None:
             print(f"stopped at {result_line(args, progress)}; the same command with --resume goes on")
             sys.exit(128 + training.stopper.signal)
         print(result_line(args, progress))
+        push(args, progress)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,133 @@
+"""A trained policy on its way to the Hub: weights without optimizer, a film of its play, and the card that tells it.
+
+The card is written from the run's own records, so that it says nothing that was not measured. Knows what lies in a run
+folder, not how a policy is trained. Used by the training script with --push_to_hub.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from films import write_gif
+from hub_repository import POLICY_FILE, upload
+from huggingface_hub import ModelCard, ModelCardData
+from policy import FACTS_MEMBER, copy_weights, read_member
+from progress import Progress
+
+FILM = "episode.gif"
+FILM_STEPS = 105  # agent steps of 4 tics: 12 seconds
+MOST_EVALUATIONS = 24  # shown, evenly chosen
+FREEDOOM = (
+    "MIT. The pictures show textures and sprites of [Freedoom](https://freedoom.github.io), © Contributors to the "
+    "Freedoom project, BSD 3-Clause, where the scenario is one of ours or of the vizdoom package."
+)
+
+
+def push_policy(
+    run_dir: Path, out_base_dir: Path, repo_id: str, progress: Progress, settings: Mapping[str, Any]
+) -> str:
+    """Uploads the best policy of a finished run; returns the address. Raises BadInput when it cannot be uploaded."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_weights(run_dir / POLICY_FILE, folder / POLICY_FILE)
+        films = _last_evaluations(out_base_dir)[-1:]
+        for episode in films:
+            write_gif(episode, folder / FILM, FILM_STEPS)
+        facts = read_member(folder / POLICY_FILE, FACTS_MEMBER) or {}
+        policy_card(repo_id, facts, progress, settings, has_film=bool(films)).save(folder / "README.md")
+        return upload(folder, repo_id, repo_type="model", message="Upload policy")
+
+
+def _last_evaluations(out_base_dir: Path) -> list[Path]:
+    """The episodes of the highest level that was evaluated, in the order they were played."""
+    levels = sorted(out_base_dir.glob("eval/level_*"))
+    return sorted(levels[-1].glob("env_*/episode_*.parquet"), key=lambda path: (path.name, path)) if levels else []
+
+
+def policy_card(
+    repo_id: str, facts: Mapping[str, Any], progress: Progress, settings: Mapping[str, Any], *, has_film: bool
+) -> ModelCard:
+    """The README.md. facts: the policy file's own."""
+    game = f"Doom, scenario `{facts['scenario']}`"
+    about = {
+        "game": game,
+        "reward": facts["reward"],
+        "sees": "screen and automap" if facts["observe_map"] else "the screen",
+        "knows its last actions": facts["action_history"] or "no",
+        "probability of repeating an action": facts["repeat_probability"],
+        "holds an action for": f"{facts['tics_per_step']} tics, 35 a second",
+    }
+    trained = {
+        "algorithm": "PPO, stable-baselines3",
+        "agent steps": f"{progress.agent_steps:,}",
+        "updates": f"{progress.updates:,}",
+        "time": f"{progress.train_seconds / 60:.1f} minutes, evaluations included",
+        "level of the bots reached": progress.level,
+        **settings,
+    }
+    data = ModelCardData(
+        license="mit",
+        pipeline_tag="reinforcement-learning",
+        tags=["vizdoom", "doom", "ppo", "gamengen", "reinforcement-learning"],
+    )
+    record = (
+        f"python ViZDoomPPO/load_model_generate_dataset.py --policy {repo_id} --episodes 100 --output parquet "
+        "--output_dir episodes",
+        f"python ViZDoomPPO/load_model_generate_dataset.py --policy {repo_id} --episodes 1 --output gif "
+        "--output_dir films",
+    )
+    paragraphs = (
+        f"# {repo_id.rpartition('/')[2]}",
+        f"An agent that plays {game}. Its play is what a neural game engine learns the game from, after [*Diffusion "
+        "Models Are Real-Time Game Engines*](https://arxiv.org/abs/2408.14837).",
+        f"![The first seconds of one of its last evaluations]({FILM})" if has_film else "",
+        "## Let it play",
+        "From the folder of the toolkit that trained it; a scenario of one's own is named with `--scenario`:",
+        "\n".join(("```sh", *record, "```")),
+        f"`{POLICY_FILE}` holds the weights and, as `policy.json`, what is said here; no optimizer state.",
+        "## What it is",
+        _table(("", ""), list(about.items())),
+        "## How it was trained",
+        _table(("", ""), list(trained.items())),
+        "## How good it is",
+        _evaluations(progress.evaluations, facts["evaluation"]),
+        "## Actions",
+        _table(
+            ("id", "name", "buttons", "keys"),
+            [
+                (row["id"], row["name"], " ".join(row["buttons"]), " ".join(row["keys"]))
+                for row in facts["action_table"]
+            ],
+        ),
+        f"## Licence\n\n{FREEDOOM}",
+    )
+    text = "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+
+
+def _evaluations(evaluations: Sequence[Mapping[str, float]], uploaded: Mapping[str, float]) -> str:
+    """A table of the run's evaluations, that of the uploaded policy among them."""
+    places = range(len(evaluations))
+    if len(evaluations) > MOST_EVALUATIONS:
+        places = [round(i * (len(evaluations) - 1) / (MOST_EVALUATIONS - 1)) for i in range(MOST_EVALUATIONS)]
+    shown = [each for i, each in enumerate(evaluations) if i in places or each == uploaded]
+    rows = [
+        (
+            f"{each['agent_steps']:,}{' (uploaded)' if each == uploaded else ''}",
+            each["level"],
+            f"{each['mean_return']:.2f} +- {each['std_return']:.2f}",
+            each["episodes"],
+        )
+        for each in shown
+    ]
+    return (
+        "Return per episode, mean and standard deviation, actions drawn as when episodes are recorded. Returns on "
+        "different levels do not compare; the uploaded policy is the best one of the highest level.\n\n"
+        + _table(("agent steps", "level", "return", "episodes"), rows)
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
