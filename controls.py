@@ -6,6 +6,7 @@ Knows the rows of an action table and nothing of models, pages or pads. Used by 
 from collections.abc import Sequence
 from typing import Any
 
+from command_line import BadInput
 from episodes import no_op_id
 
 # Further KeyboardEvent.code names for Doom's buttons; a key that the table itself uses stays the table's.
@@ -61,3 +62,21 @@ def nearest_action(action_table: Sequence[dict[str, Any]], pressed: Sequence[str
             if score > best_score:
                 best, best_score = int(row["id"]), score
     return best
+
+
+def counterparts(
+    action_table: Sequence[dict[str, Any]], other_table: Sequence[dict[str, Any]], *, of: str
+) -> dict[int, int]:
+    """id in `action_table` -> id in `other_table` of the action that presses the same buttons.
+
+    of: what the other table belongs to, for the error. Raises BadInput naming the first action it lacks."""
+    no_op, other_no_op = no_op_id(action_table), no_op_id(other_table)
+    others = {frozenset(row_buttons(row, other_no_op)): int(row["id"]) for row in reversed(other_table)}
+    found = {}
+    for row in action_table:
+        buttons = frozenset(row_buttons(row, no_op))
+        if buttons not in others:
+            has = sorted({button for each in others for button in each})
+            raise BadInput(f"no action of {of} presses what {row['name']} does; it has {', '.join(has)}")
+        found[int(row["id"])] = others[buttons]
+    return found

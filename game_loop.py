@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from beside import Besides
 from command_line import BadInput
+from companions import Companions
 from controls import nearest_action
 from engine import GameEngine
 from messages import Message, Picture, packed_save
@@ -32,7 +35,9 @@ JPEG_QUALITY = 90
 class GameLoop(threading.Thread):
     """Steps the games of all who are playing until `stop`; an error ends it and is kept in `failure`."""
 
-    def __init__(self, engine: GameEngine, seats: Seats, recordings: Path) -> None:
+    def __init__(
+        self, engine: GameEngine, seats: Seats, recordings: Path, companions: Companions | None = None
+    ) -> None:
         super().__init__(name="engine", daemon=True)
         self.engine, self.seats, self.recordings = engine, seats, recordings
         self.period_s = 1 / engine.config.frames_per_second
@@ -44,6 +49,8 @@ class GameLoop(threading.Thread):
         self._next_start = 0
         self._recording: list[Player] = []
         self._unfinished: list[Future] = []
+        jump = partial(self.jump, keeps_keys=True)
+        self.besides = Besides(engine, companions or Companions(), jump)
 
     # ------------------------------------------------------------------------------------------------ from elsewhere
 
@@ -78,6 +85,8 @@ class GameLoop(threading.Thread):
         except BaseException as error:
             self.failure = error
             self._stopped.set()
+        finally:
+            self.besides.close()
 
     @property
     def is_stopped(self) -> bool:
@@ -89,6 +98,7 @@ class GameLoop(threading.Thread):
             players = self.seats.players()
             for player in [each for each in self._recording if each not in players]:
                 self.end_recording(player)  # the seat was taken away
+            self.besides.release(players)
             is_running = False
             for player in players:
                 is_running |= self.serve(player)
@@ -118,17 +128,22 @@ class GameLoop(threading.Thread):
                 self._fulfil(player, kind, wish)
             except BadInput as error:
                 player.post("problem", {"type": "problem", "text": str(error)})
+        if player.beside is not None:
+            self.besides.attend(player)
         if not player.is_shown:
             self._show_standing(player)
         if not player.is_playing:
             return False
-        self._play(player)
+        if player.beside is None or self.besides.deliver(player, self.period_s):
+            self._play(player)
         return True
 
     def _play(self, player: Player) -> None:
         began_s = time.perf_counter()
         pressed, number = player.pressed()
         action = nearest_action(self.engine.config.action_table, pressed)
+        if player.beside is not None:
+            action, number = self.besides.lead(player, action, number)
         engine, settings = self.engine, player.settings
         engine.num_inference_steps, engine.guidance_scale = settings.steps, settings.guidance
         engine.discretized_noise_level = settings.noise
@@ -140,17 +155,20 @@ class GameLoop(threading.Thread):
         image = encode_jpeg(frame, JPEG_QUALITY)
         if player.recorder is not None and not player.recorder.add(frame, action):
             self.end_recording(player)
-        player.show(
-            Picture(
-                player.timeline,
-                engine.frame_number,
-                number,
-                action,
-                time.perf_counter() - began_s,
-                self.real_time_factor,
-                image,
-            )
+        picture = Picture(
+            player.timeline,
+            engine.frame_number,
+            number,
+            action,
+            time.perf_counter() - began_s,
+            self.real_time_factor,
+            image,
         )
+        if player.beside is None:
+            player.show(picture)
+        else:
+            self.besides.keep(player, picture, frame)
+            self.besides.deliver(player, self.period_s)
 
     # ------------------------------------------------------------------------------------------------ jumps
 
@@ -170,6 +188,8 @@ class GameLoop(threading.Thread):
             player.post("save", packed_save(self._saved(player, wish["name"])))
         elif kind == "load":
             self._load(player, wish)
+        elif kind in ("beside", "agent", "resync"):
+            self.besides.fulfil(player, kind, wish)
         elif kind == "rewind" and wish["timeline"] == player.timeline:
             self._rewind(player, wish["frame"])
 
@@ -208,7 +228,7 @@ class GameLoop(threading.Thread):
         engine.begin([start], [seed])
         self.jump(player, engine.state())
 
-    def jump(self, player: Player, state: dict) -> None:
+    def jump(self, player: Player, state: dict, *, keeps_keys: bool = False) -> None:
         """Puts a player into a state of the engine that has no past but its own window."""
         latents, actions = state["latents"][0], [self.engine.config.no_op, *state["actions"][0].tolist()]
         number = int(state["frame_numbers"]) - len(actions) + 1
@@ -220,7 +240,7 @@ class GameLoop(threading.Thread):
             maxlen=self.history_frames,
         )
         player.game += 1
-        self._land(player, state)
+        self._land(player, state, keeps_keys=keeps_keys)
 
     def _rewind(self, player: Player, frame: int) -> None:
         """Goes back to a frame of the past minutes; what came after it is forgotten."""
@@ -238,11 +258,14 @@ class GameLoop(threading.Thread):
         }
         self._land(player, state)
 
-    def _land(self, player: Player, state: dict) -> None:
+    def _land(self, player: Player, state: dict, *, keeps_keys: bool = False) -> None:
         self.end_recording(player)  # a film and an episode are of one stretch of play
         player.state = state
         player.timeline += 1
-        player.let_go()
+        if not keeps_keys:
+            player.let_go()
+        if player.beside is not None:
+            self.besides.part(player)
         player.is_shown = False
 
     # ------------------------------------------------------------------------------------------------ recordings
@@ -284,18 +307,21 @@ class GameLoop(threading.Thread):
     def _show_standing(self, player: Player) -> None:
         """Sends the frame the game stands at; no key led to it."""
         began_s = time.perf_counter()
-        image = encode_jpeg(self._standing_frame(player), JPEG_QUALITY)
+        standing = self._standing_frame(player)
+        image = encode_jpeg(standing, JPEG_QUALITY)
         frame = int(player.state["frame_numbers"])
         player.post("jumped", {"type": "jumped", "game": player.game, "timeline": player.timeline, "frame": frame})
-        player.show(
-            Picture(
-                player.timeline,
-                frame,
-                0,
-                self.engine.config.no_op,
-                time.perf_counter() - began_s,
-                self.real_time_factor,
-                image,
-            )
+        picture = Picture(
+            player.timeline,
+            frame,
+            0,
+            self.engine.config.no_op,
+            time.perf_counter() - began_s,
+            self.real_time_factor,
+            image,
         )
+        if player.beside is not None:
+            picture = self.besides.paired(player, picture, standing)
+            self.besides.tell(player)
+        player.show(picture)
         player.is_shown = True

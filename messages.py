@@ -18,8 +18,10 @@ MESSAGES_PER_S, MESSAGE_BURST = 240.0, 480.0  # a page sends an answer per frame
 MALFORMED_ALLOWED = 20
 
 FRAME, SAVE = 1, 2  # the first byte of a binary message
-# kind, pad, action, timeline, frame, input, engine ms, real-time factor; little-endian
+# kind, whether a picture beside it follows, action, timeline, frame, input, engine ms, real-time factor; little-endian
 FRAME_HEADER = struct.Struct("<BBHIIIff")
+BESIDE_HEADER = struct.Struct("<Iff")  # after it: bytes of the dream's picture, its PSNR, the still picture's
+COMPANIONS = ("nothing", "game", "episode", "keys")  # "keys": of an episode, in the game
 
 
 class Malformed(Exception):
@@ -67,6 +69,12 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(_name(each) for each in value)
 
 
+def _companion(value: object) -> str:
+    if type(value) is not str or value not in COMPANIONS:
+        raise Malformed(f"expected one of {', '.join(COMPANIONS)}")
+    return value
+
+
 FIELDS = {
     "input": {"number": _whole, "buttons": _names},
     "seen": {"timeline": _whole, "frame": _whole},
@@ -76,6 +84,9 @@ FIELDS = {
     "rewind": {"timeline": _whole, "frame": _whole},
     "save": {"name": _name},
     "record": {"on": _flag, "episode": _flag},
+    "beside": {"what": _companion, "episode": _whole},
+    "resync": {},
+    "agent": {"on": _flag},
 }
 
 
@@ -96,6 +107,18 @@ def parse(text: str) -> Message:
 
 
 @dataclass(frozen=True)
+class RealPicture:
+    """What stands beside a dreamed frame: the real frame of the same moment, and how near the dream is to it.
+
+    psnr_db: of the dreamed frame; NaN once a jump has parted the two.  still_db: of the real frame at the last
+    re-sync, held still: what a dream that does not move would have."""
+
+    image: bytes  # a JPEG file
+    psnr_db: float
+    still_db: float
+
+
+@dataclass(frozen=True)
 class Picture:
     """A drawn frame on its way to a page.
 
@@ -109,12 +132,16 @@ class Picture:
     engine_s: float
     real_time_factor: float
     image: bytes  # a JPEG file
+    real: RealPicture | None = None
 
     def packed(self) -> bytes:
-        header = FRAME_HEADER.pack(
-            FRAME, 0, self.action, self.timeline, self.frame, self.input, self.engine_s * 1000, self.real_time_factor
-        )
-        return header + self.image
+        times = (self.engine_s * 1000, self.real_time_factor)
+        numbers = (self.action, self.timeline, self.frame, self.input)
+        header = FRAME_HEADER.pack(FRAME, self.real is not None, *numbers, *times)
+        if self.real is None:
+            return header + self.image
+        beside = BESIDE_HEADER.pack(len(self.image), self.real.psnr_db, self.real.still_db)
+        return header + beside + self.image + self.real.image
 
 
 def packed_save(contents: bytes) -> bytes:

@@ -31,6 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets the whole network in, with a token")
     add("--port", type=command_line.not_negative, default=8000, help="port to listen on; 0 takes a free one")
     add("--max_players", type=command_line.positive, default=4, help="games at once; each slows the others down")
+    add("--scenario", help="Doom scenario to play beside the dream; default: the agent's, else deathmatch_simple")
+    add("--env", help="id of a gymnasium env to play beside the dream, in place of Doom; `module:id` imports it")
+    add("--screen_resolution", default="RES_320X240", help="of the real game, as its recordings had it: a ViZDoom name")
+    add("--max_real_games", type=command_line.not_negative, default=2, help="real games at once, a process each")
+    add("--policy", help="agent that can take the keys: file, Hub id or `random`; default: the shipped one if there")
+    add("--episodes", help="recorded episodes to replay beside the dream: folder, file or Hub id")
     add("--recordings_dir", default="recordings", help="folder for what players record")
     add("--no_browser", action="store_true", help="do not open a browser")
     add("--num_inference_steps", type=command_line.positive, help="sampling steps per frame; default: the checkpoint's")
@@ -42,15 +48,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from artifacts import check_writable, read_json
-    from model_folders import Geometry, find_autoencoder, find_world_model
+    from artifacts import check_writable
+    from companions import find_companions
+    from dataset_folders import dataset_folder
+    from episodes import find_episodes
+    from model_folders import Geometry, find_autoencoder, find_world_model, read_world_model_config
 
     command_line.check_backend(args)
     folder = find_world_model(args.model_folder or best_model_at_hand(Path.cwd()))
-    config = read_json(folder / "config.json")
+    config = read_world_model_config(folder)
     if args.vae_ft_model_folder:
         find_autoencoder(args.vae_ft_model_folder, geometry=Geometry(**config["geometry"]))
     check_writable("--recordings_dir", Path(args.recordings_dir))
+    companions = find_companions(
+        config,
+        scenario=args.scenario,
+        env=args.env,
+        screen_resolution=args.screen_resolution,
+        most_games=args.max_real_games,
+        policy=args.policy,
+        episodes=find_episodes(dataset_folder(args.episodes, "episodes")) if args.episodes else (),
+    )
     listener = listen(args.host, args.port)
     port = listener.getsockname()[1]
     command_line.print_settings(args, model_folder=folder, port=port)
@@ -74,12 +92,14 @@ def main(args: argparse.Namespace) -> None:
         discretized_noise_level=args.discretized_noise_level,
     )
     describe(engine, folder)
+    print(companions.describe(), flush=True)
     settings = Settings(engine.num_inference_steps, float(engine.guidance_scale), engine.discretized_noise_level)
     seats = Seats(args.max_players, settings)
-    loop = GameLoop(engine, seats, Path(args.recordings_dir))
+    loop = GameLoop(engine, seats, Path(args.recordings_dir), companions)
     door = Door(None if args.host in LOOPBACK else secrets.token_urlsafe(12))
     save_bytes = 4 * engine.latents.element_size() * engine.config.context_length * engine.black_latent.numel() + 2**20
-    application = PlayServer(loop, seats, door, greeting(engine, folder, args.max_players))
+    facts = {**greeting(engine, folder, args.max_players), **companions.greeting()}
+    application = PlayServer(loop, seats, door, facts)
     server = uvicorn.Server(
         uvicorn.Config(
             application.app,

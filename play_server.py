@@ -23,10 +23,11 @@ from messages import MALFORMED_ALLOWED, Allowance, Malformed, Message, parse, un
 from players import FRAMES_ON_THE_WAY_S, Mailbox, Player, Seats
 
 ASSETS = Path(__file__).resolve().parent / "assets"
+SCRIPTS = ("play", "play_controls", "play_statistics", "play_real")
 PAGE_FILES = {
     "/": ("play.html", "text/html"),
     "/play.css": ("play.css", "text/css"),
-    **{f"/{name}": (name, "text/javascript") for name in ("play.js", "play_controls.js", "play_statistics.js")},
+    **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in SCRIPTS},
 }
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Why a connection was closed; 4000 to 4999 are an application's own.

@@ -12,11 +12,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from messages import Message, Picture
 from play_recorder import PlayRecorder
+
+if TYPE_CHECKING:
+    from beside import Beside
 
 FRAMES_ON_THE_WAY_S = 0.2  # how much play may be under way to a page that has not said it is drawn
 
@@ -109,6 +113,7 @@ class Player:
     game: int = 0  # counts the games begun or loaded
     timeline: int = 0  # counts all jumps, rewinds too
     recorder: PlayRecorder | None = None
+    beside: "Beside | None" = None  # what was ever asked to stand beside the dream
     is_shown: bool = False  # whether the page was sent the frame that the game stands at
     # ---- both
     mailbox: Mailbox | None = None  # None: nobody is connected

@@ -237,6 +237,7 @@ class EpisodeRecorder(gymnasium.Wrapper):
         }
         self._agent_steps = _recorded_agent_steps(self._directory, env_name) if episode is None else 0
         self._level = 0
+        self._game_seed: int | None = None
         self._writer: EpisodeWriter | None = None
         self._begin_episode()
         if self._every_tic:
@@ -250,6 +251,7 @@ class EpisodeRecorder(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         self._cut_episode()
+        self._game_seed = seed
         result = self.env.reset(seed=seed, options=options)
         self._level = self.env.unwrapped.level if self._every_tic else 0
         if not self._every_tic:
@@ -321,6 +323,10 @@ class EpisodeRecorder(gymnasium.Wrapper):
             "episode": number,
             "agent_step": self._first_agent_step,
         }
+        if self._game_seed is not None:  # the same game and actions give the same frames again
+            metadata["game_seed"] = int(self._game_seed)
+        if hasattr(self.env.unwrapped, "bots"):
+            metadata["bots"] = self.env.unwrapped.bots
         return EpisodeWriter(folder / episode_file(number), metadata, columns)
 
     def _rendered(self) -> np.ndarray:

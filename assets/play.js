@@ -2,6 +2,7 @@
 // The messages are those of messages.py; hands are play_controls.js, figures play_statistics.js.
 
 import { Controls } from "./play_controls.js";
+import { Beside, unpack } from "./play_real.js";
 import { Statistics } from "./play_statistics.js";
 
 const FRAME = 1, SAVE = 2;
@@ -15,6 +16,7 @@ const canvas = document.querySelector("#dream canvas");
 const picture = canvas.getContext("2d", { alpha: false });
 const statistics = new Statistics();
 const controls = new Controls(stage, at("touch"), sendInput);
+const beside = new Beside(send);
 
 let socket = null; // open, or null
 let model = null; // the server's greeting
@@ -69,6 +71,7 @@ function receive(message) {
   if (message.type === "welcome") welcome(message);
   else if (message.type === "full") model = { seats: message.seats };
   else if (message.type === "jumped") jumped(message);
+  else if (message.type === "beside") beside.told(message);
   else if (message.type === "settings") showSettings(message);
   else if (message.type === "problem") say(message.text, true);
   else if (message.type === "recording") showRecording(message);
@@ -86,6 +89,7 @@ function welcome(message) {
   canvas.width = message.width;
   canvas.height = message.height;
   controls.use(message.buttons);
+  beside.use(message);
   at("noise").max = message.noise_levels - 1;
   showSettings(message.settings);
   showKeys();
@@ -102,6 +106,7 @@ function jumped(message) {
   timeline = message.timeline;
   reviewed = null;
   statistics.interrupt();
+  beside.interrupt();
 }
 
 // ---------------------------------------------------------------------------------------------- pictures
@@ -113,16 +118,17 @@ async function receiveBytes(buffer) {
   const frame = {
     action: view.getUint16(2, true), timeline: view.getUint32(4, true), frame: view.getUint32(8, true),
     input: view.getUint32(12, true), engineMs: view.getFloat32(16, true), realTimeFactor: view.getFloat32(20, true),
-    blob: new Blob([new Uint8Array(buffer, HEADER_BYTES)], { type: "image/jpeg" }),
+    ...unpack(view, HEADER_BYTES, view.getUint8(1) === 1),
   };
-  frame.bitmap = await createImageBitmap(frame.blob);
+  [frame.bitmap, frame.realBitmap] = await Promise.all([frame.blob, frame.real?.blob].map((blob) => blob && createImageBitmap(blob)));
   send({ type: "seen", timeline: frame.timeline, frame: frame.frame });
   if (frame.timeline !== timeline || (newest !== null && newest.timeline === timeline && newest.frame > frame.frame)) return;
-  kept.push({ frame: frame.frame, blob: frame.blob });
+  kept.push({ frame: frame.frame, blob: frame.blob, real: frame.real });
   const most = Math.round(model.history_s * model.frames_per_second);
   if (kept.length > most) kept.splice(0, kept.length - most);
   if (reviewed !== null) return;
   newest?.bitmap.close();
+  newest?.realBitmap?.close();
   const isFirst = newest === null;
   newest = frame;
   if (isFirst) requestAnimationFrame(paint);
@@ -133,6 +139,7 @@ function paint() {
   newest = null;
   if (reviewed !== null) return;
   draw(frame.bitmap);
+  beside.paint(frame.real, frame.realBitmap);
   document.body.dataset.frame = frame.frame;
   document.body.dataset.action = model.actions[frame.action] ?? "";
   document.body.dataset.rate = frame.realTimeFactor;
@@ -206,8 +213,10 @@ async function review() {
   const looked = reviewed;
   showClock();
   say("Any key of the game plays on from here.", true, true);
-  const bitmap = await createImageBitmap(looked.blob);
-  if (reviewed === looked) draw(bitmap);
+  const bitmap = await createImageBitmap(looked.blob), real = looked.real && (await createImageBitmap(looked.real.blob));
+  if (reviewed !== looked) return;
+  draw(bitmap);
+  if (real) beside.review(looked.real, real);
 }
 
 slider.addEventListener("input", review);
@@ -326,7 +335,7 @@ export function report() {
   const settings = Object.fromEntries(["steps", "guidance", "noise"].map((each) => [each, Number(at(each).value)]));
   return {
     model: name, preset, device, nominal_frames_per_second: frames_per_second, settings, ...statistics.summary(),
-    browser: navigator.userAgent, measured_at: new Date().toISOString(),
+    beside: beside.summary(), browser: navigator.userAgent, measured_at: new Date().toISOString(),
   };
 }
 window.report = report;

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +57,17 @@ class Serving:
 
 
 @contextmanager
-def serving(model_folder: Path, *words: object, port: int = 0, cwd: Path | None = None) -> Iterator[Serving]:
-    """play.py of that model until the context ends; its output goes on being read."""
+def serving(
+    model_folder: Path,
+    *words: object,
+    port: int = 0,
+    cwd: Path | None = None,
+    extra: Mapping[str, str] | None = None,
+) -> Iterator[Serving]:
+    """play.py of that model until the context ends; its output goes on being read. extra: for its environment."""
     command = command_of("play.py", "--model_folder", model_folder, "--port", port, "--no_browser", *words)
     process = subprocess.Popen(
-        command, env=environment(), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=environment(extra), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     lines: list[str] = []
     reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True)

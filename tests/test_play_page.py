@@ -174,6 +174,17 @@ def test_the_keyboard_alone_reaches_every_panel_and_the_figures_are_saved(
     assert page.locator(".panel:visible").count() == 0
 
 
+def test_without_a_fitting_real_game_or_an_agent_the_buttons_say_why(page: "playwright.Page") -> None:
+    page.keyboard.press("t")
+    assert page.locator("#game_button").is_disabled() and page.locator("#agent").is_disabled()
+    assert "tics a second" in page.locator("#game_why").inner_text()
+    assert "--policy" in page.locator("#agent_why").inner_text()
+    page.keyboard.press("b")
+    page.keyboard.press("y")
+    playing(page)
+    assert not page.locator("#real").is_visible()
+
+
 def test_a_recording_is_a_film_its_actions_and_an_episode(page: "playwright.Page", server: Serving) -> None:
     import av
     import pyarrow.parquet as pq

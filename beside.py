@@ -1,0 +1,362 @@
+"""What stands beside a player's dream, in step with it: the real game or a recorded episode; the agent at the keys.
+
+A re-sync fills the model's context with the last real frames, encoded; from there the same actions go to both, and
+every dreamed frame is measured against the real one. Belongs to the engine's thread, which never waits longer for a
+real frame than a frame takes. Knows players, no sockets. Used by game_loop.py.
+"""
+
+import dataclasses
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agent import Agent
+from command_line import BadInput
+from companions import Companions
+from engine import GameEngine
+from messages import Message, Picture, RealPicture
+from metrics import psnr
+from pictures import encode_jpeg
+from players import Player
+from real_process import GameGone, RealGame
+from replays import RecordedKeys, Replay, ReplayedEpisode
+
+GRACE_S = 5.0  # how long a real game waits for a connection that went
+ENCODED_AT_ONCE = 16
+JPEG_QUALITY = 90
+
+
+@dataclass
+class RealMoment:
+    """A real frame at the model's size, uint8 (H, W, 3), the action that led to it, its latent once it is needed."""
+
+    frame: np.ndarray
+    action: int
+    latent: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Beside:
+    """One player's companion. what: "nothing", "game" or "episode", as the page names them."""
+
+    recent: deque[RealMoment]  # as many as the model's context holds
+    what: str = "nothing"
+    source: RealGame | ReplayedEpisode | None = None
+    agent: Agent | RecordedKeys | None = None  # who has the keys in a person's place
+    observation: Any = None  # what an agent sees of the real game now
+    dream: np.ndarray | None = None  # the frame drawn last
+    action: int = 0  # that leads to the real frame that is to come
+    is_in_step: bool = False
+    still: np.ndarray | None = None  # the real frame of the last re-sync
+    ceiling_db: float | None = None  # of that frame encoded and decoded
+    waiting: tuple[Picture, np.ndarray] | None = None  # a dreamed frame until its real one has come
+
+
+class Besides:
+    """The companions of all players.
+
+    jump: puts a player into a state of the engine, keys still held."""
+
+    def __init__(self, engine: GameEngine, companions: Companions, jump: Callable[[Player, dict], None]) -> None:
+        self.engine, self.companions, self._jump = engine, companions, jump
+        self._players: list[Player] = []  # who have a companion
+        self._closing: list[Future] = []
+
+    # ------------------------------------------------------------------------------------------------ wishes
+
+    def fulfil(self, player: Player, kind: str, wish: Message) -> None:
+        """A wish of the kinds "beside", "agent" and "resync". Raises BadInput for what cannot be."""
+        if player.beside is None:
+            player.beside = Beside(deque(maxlen=self.engine.config.context_length))
+        if kind == "agent":
+            self._set_agent(player, wish["on"])
+        elif kind == "resync":
+            if not self.deliver(player, timeout_s=1.0):  # else the game would be a frame ahead of the dream
+                raise BadInput("the real game is slow to answer; try again")
+            if not self._resync(player):
+                raise BadInput("nothing stands beside the dream; start the real game or an episode first")
+        elif wish["what"] == "game":
+            if player.beside.what != "game":
+                self._open_game(player)
+        elif wish["what"] == "keys":
+            self._open_game(player, self._replay(wish["episode"]))
+        elif wish["what"] == "episode":
+            self._open_episode(player, self._replay(wish["episode"]))
+        else:
+            self._close(player)
+        self.tell(player)
+
+    def _replay(self, number: int) -> Replay:
+        replays = self.companions.replays
+        if number >= len(replays):
+            raise BadInput(f"episode {number}: there are {len(replays)}")
+        return replays[number]
+
+    def _open_game(self, player: Player, replay: Replay | None = None) -> None:
+        """Starts the real game; a recorded episode's keys play it from its beginning where one is given."""
+        companions = self.companions
+        if companions.game is None:
+            raise BadInput(companions.no_game)
+        keys = None if replay is None else RecordedKeys(replay)
+        self._closing = [future for future in self._closing if not future.done()]
+        others = sum(each.beside.what == "game" for each in self._players if each is not player)
+        if others + len(self._closing) >= companions.most_games:
+            raise BadInput(f"all {companions.most_games} real games are taken; wait until somebody ends one")
+        self._close(player)
+        spec, seed = companions.game, None
+        if replay is not None:
+            told = {"level": replay.level, "bots": replay.bots}
+            spec = dataclasses.replace(spec, **{name: value for name, value in told.items() if value is not None})
+            player.beside.agent, seed = keys, replay.seed
+        game = RealGame(spec, companions.actions, self.engine.config.context_length)
+        game.begin(self._opening(keys), seed)
+        self._take(player, "game", game)
+
+    def _opening(self, keys: RecordedKeys | None = None) -> Callable[[Any], int]:
+        """observation -> action of a game's first frames: the agent's where there is one, else nobody's."""
+        no_op = self.engine.config.no_op
+        if keys is None and self.companions.policy is None:
+            return lambda observation: no_op
+        act = self._new_agent().act if keys is None else keys.act
+
+        def choose(observation: Any) -> int:
+            action = act(observation)
+            return no_op if action is None else action
+
+        return choose
+
+    def _open_episode(self, player: Player, replay: Replay) -> None:
+        episode = ReplayedEpisode(replay, self.engine.config.context_length)
+        self._close(player)
+        self._take(player, "episode", episode)
+        player.beside.agent = None  # the recording has the keys
+        self._begin(player, episode.first_frames, episode.first_actions)
+
+    def _take(self, player: Player, what: str, source: RealGame | ReplayedEpisode) -> None:
+        player.beside.what, player.beside.source = what, source
+        self._players.append(player)
+
+    def _set_agent(self, player: Player, on: bool) -> None:
+        beside, policy = player.beside, self.companions.policy
+        if not on:
+            beside.agent = None
+        elif policy is None:
+            raise BadInput(self.companions.no_policy)
+        elif beside.what == "episode":
+            raise BadInput("the recorded episode has the keys; end it first")
+        elif beside.what == "nothing" and policy.see is None:
+            raise BadInput("the agent sees more than a dreamed picture; start the real game first")
+        else:
+            beside.agent = self._new_agent()
+
+    def _new_agent(self) -> Agent:
+        config = self.engine.config
+        return Agent(self.companions.policy, config.action_table, config.frame_stride)
+
+    # ------------------------------------------------------------------------------------------------ re-sync
+
+    def attend(self, player: Player) -> None:
+        """Looks whether a real game has begun, and lets the dream begin where it does."""
+        beside = player.beside
+        if not isinstance(beside.source, RealGame):
+            return
+        try:
+            beginning = beside.source.beginning()
+        except GameGone as error:
+            self._lose(player, error)
+            return
+        if beginning is not None:
+            beside.observation = beginning.observation
+            self._begin(player, beginning.frames, beginning.actions)
+            self.tell(player)
+
+    def _begin(self, player: Player, frames: list[np.ndarray], actions: list[int]) -> None:
+        """frames: k real ones, uint8 (H, W, 3).  actions: the k - 1 between them."""
+        player.beside.recent.clear()
+        for frame, action in zip(frames, [self.engine.config.no_op, *actions], strict=True):
+            self._note(player, frame, action)
+        self._resync(player)
+
+    def _note(self, player: Player, frame: np.ndarray, action: int) -> None:
+        small = self.engine.autoencoder.resize_frames(frame[None])[0].cpu().numpy()
+        player.beside.recent.append(RealMoment(small, action))
+
+    def _resync(self, player: Player) -> bool:
+        """The last real frames become the dream's context. Returns whether there are any."""
+        beside, engine = player.beside, self.engine
+        if not beside.recent:
+            return False
+        moments = list(beside.recent)
+        unknown = [moment for moment in moments if moment.latent is None]
+        for first in range(0, len(unknown), ENCODED_AT_ONCE):
+            part = unknown[first : first + ENCODED_AT_ONCE]
+            latents = engine.encode_frames(np.stack([moment.frame for moment in part])).cpu()
+            for moment, latent in zip(part, latents, strict=True):
+                moment.latent = latent.clone()
+        latents = torch.stack([moment.latent for moment in moments])[None]  # (1, k, C, h, w)
+        actions = torch.tensor([[moment.action for moment in moments[1:]]], dtype=torch.int64)  # (1, k - 1)
+        engine.reset(latents, actions, [int(player.state["seeds"][0])])
+        self._jump(player, engine.state())
+        beside.is_in_step, beside.still = True, moments[-1].frame
+        beside.dream = engine.decode_latents(latents[0, -1:].to(engine.device))[0]
+        beside.ceiling_db = float(psnr(beside.dream[None], beside.still[None])[0])
+        return True
+
+    def part(self, player: Player) -> None:
+        """The dream has jumped and the real game has not: they are no longer in step."""
+        beside = player.beside
+        beside.waiting = None
+        if beside.is_in_step:
+            beside.is_in_step = False
+            self.tell(player)
+
+    # ------------------------------------------------------------------------------------------------ frame by frame
+
+    def lead(self, player: Player, action: int, number: int) -> tuple[int, int]:
+        """(the action of the next frame, the input it is of): the person's, or that of who has the keys.
+
+        The real game is given it, and plays it while the dream is drawn."""
+        beside = player.beside
+        if isinstance(beside.source, ReplayedEpisode):
+            recorded = beside.source.action
+            if recorded is None:
+                self._end(player, "The recorded episode is over; your keys play on.")
+                return action, number
+            beside.action = recorded
+            return recorded, 0
+        is_real = beside.source is not None and beside.source.is_on
+        if beside.agent is not None:
+            chosen, number = self._chosen(player, is_real), 0
+            action = self.engine.config.no_op if chosen is None else chosen
+        if is_real:
+            try:
+                beside.source.ask(action)
+                beside.action = action
+            except GameGone as error:
+                self._lose(player, error)
+        return action, number
+
+    def _chosen(self, player: Player, is_real: bool) -> int | None:
+        """What an agent or recorded keys choose; None while there is nothing to see, or once the recording is over."""
+        beside = player.beside
+        if beside.source is None:
+            return None if beside.dream is None else beside.agent.act(self.companions.policy.see(beside.dream))
+        chosen = beside.agent.act(beside.observation) if is_real else None
+        if is_real and chosen is None:
+            beside.agent = None
+            player.post("problem", {"type": "problem", "text": "The recorded keys are over; yours play on."})
+            self.tell(player)
+        return chosen
+
+    def keep(self, player: Player, picture: Picture, frame: np.ndarray) -> None:
+        """A dreamed frame, uint8 (H, W, 3), that waits for its real one."""
+        beside = player.beside
+        beside.dream = frame
+        beside.waiting = (picture, frame)
+        if isinstance(beside.source, ReplayedEpisode) and beside.source.action is not None:
+            try:
+                self._note(player, beside.source.next_frame(), beside.action)
+            except BadInput as error:  # a damaged file
+                self._end(player, str(error))
+
+    def deliver(self, player: Player, timeout_s: float) -> bool:
+        """Shows the pair that waits, once it is one. Returns whether the next frame can be played."""
+        beside = player.beside
+        if isinstance(beside.source, RealGame) and beside.source.is_asked:
+            try:
+                seen = beside.source.answer(timeout_s)
+                if seen is None:
+                    return False
+                self._note(player, seen.frame, beside.action)
+                beside.observation = seen.observation
+            except GameGone as error:
+                self._lose(player, error)
+                seen = None
+            self._show_waiting(player)
+            if seen is not None and seen.is_over:
+                beside.source.begin(self._opening())
+                beside.is_in_step = False
+                if isinstance(beside.agent, RecordedKeys):
+                    beside.agent = None  # they were of the game that is over
+                self.tell(player)
+        self._show_waiting(player)
+        return True
+
+    def _show_waiting(self, player: Player) -> None:
+        beside = player.beside
+        if beside.waiting is not None:
+            (picture, frame), beside.waiting = beside.waiting, None
+            player.show(self.paired(player, picture, frame))
+
+    def paired(self, player: Player, picture: Picture, frame: np.ndarray) -> Picture:
+        """A picture of the dreamed `frame`, uint8 (H, W, 3), with the real one beside it where there is one."""
+        beside = player.beside
+        beside.dream = frame
+        if not beside.recent:
+            return picture
+        real = beside.recent[-1].frame
+        near_db = still_db = math.nan
+        if beside.is_in_step:
+            near_db, still_db = psnr(np.stack([frame, beside.still]), np.stack([real, real]))
+        return dataclasses.replace(
+            picture, real=RealPicture(encode_jpeg(real, JPEG_QUALITY), float(near_db), float(still_db))
+        )
+
+    # ------------------------------------------------------------------------------------------------ ends
+
+    def tell(self, player: Player) -> None:
+        """Tells the page what stands beside the dream, and who has the keys."""
+        beside = player.beside
+        state = "nothing" if beside.what == "nothing" else "in_step" if beside.is_in_step else "apart"
+        if isinstance(beside.source, RealGame) and not beside.source.is_on:
+            state = "starting"
+        is_recorded = isinstance(beside.agent, RecordedKeys) or beside.what == "episode"
+        keys = "recording" if is_recorded else "person" if beside.agent is None else "agent"
+        letter = {"what": beside.what, "state": state, "keys": keys, "ceiling_db": beside.ceiling_db}
+        player.post("beside", {"type": "beside", **letter})
+
+    def _lose(self, player: Player, error: GameGone) -> None:
+        self._end(player, f"The real game has ended: {error}.")
+
+    def _end(self, player: Player, text: str) -> None:
+        self._close(player)
+        player.post("problem", {"type": "problem", "text": text})
+        self.tell(player)
+
+    def _close(self, player: Player) -> None:
+        """Nothing stands beside the dream any more; an agent that needs the real game lets go of the keys."""
+        beside, source = player.beside, player.beside.source
+        if isinstance(source, RealGame):
+            self._closing.append(source.close())
+        elif source is not None:
+            source.close()
+        if source is not None:
+            self._players.remove(player)
+        beside.what, beside.source, beside.observation, beside.is_in_step = "nothing", None, None, False
+        beside.still = beside.ceiling_db = None
+        beside.recent.clear()
+        if isinstance(beside.agent, RecordedKeys) or (beside.agent is not None and self.companions.policy.see is None):
+            beside.agent = None
+
+    def release(self, seated: list[Player]) -> None:
+        """Ends the companions of players who have lost their seat, or whose connection went a while ago."""
+        now_s = time.monotonic()
+        for player in list(self._players):
+            left_s = player.left_s
+            if player not in seated or (left_s is not None and now_s - left_s > GRACE_S):
+                self._close(player)
+
+    def close(self) -> None:
+        """Ends them all, and waits until their processes are gone."""
+        for player in list(self._players):
+            self._close(player)
+        for future in self._closing:
+            future.result()

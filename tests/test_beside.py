@@ -1,0 +1,402 @@
+"""Promises of what stands beside a dream, part by part: the same actions to both, honest measures, no engine left."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from actions import action_table, table_rows
+from command import succeed
+from episode_factory import write_episode
+from play_runs import until
+from stage_one import parent_of
+from tiny_models import tiny_preset, tiny_world_model
+
+import real_game
+from agent import Agent, Policy, find_policy, load_policy, random_policy
+from command_line import BadInput
+from companions import Companions, find_companions
+from controls import counterparts
+from engine import GameEngine
+from episodes import Episode
+from game_loop import GameLoop
+from messages import BESIDE_HEADER, FRAME_HEADER, Malformed, Picture, RealPicture, parse
+from metrics import psnr
+from model import LoadedWorldModel, build_world_model
+from players import Player, Seats, Settings
+from real_game import GameSpec
+from replays import ReplayedEpisode, find_replays
+
+DOOM = ("ATTACK", "MOVE_FORWARD", "MOVE_LEFT", "MOVE_RIGHT", "MOVE_BACKWARD", "TURN_RIGHT", "TURN_LEFT")
+FULL, SEED = (table_rows(action_table(DOOM, which)) for which in ("full", "seed"))
+STRIDE = 4
+DEADLINE_S = 120.0
+
+
+def named(table: list[dict], name: str) -> int:
+    return next(row["id"] for row in table if row["name"] == name)
+
+
+def doom_model() -> LoadedWorldModel:
+    """A random `smoke` world model with Doom's actions and pace."""
+    model = tiny_world_model(action_table=tuple(FULL), tics_per_second=35.0, frame_stride=STRIDE)
+    torch.manual_seed(0)
+    network = build_world_model(tiny_preset(), len(FULL)).requires_grad_(False).eval()
+    return dataclasses.replace(model, world_model=network)
+
+
+def facts_of(model: LoadedWorldModel) -> dict:
+    """Its config.json."""
+    return json.loads(json.dumps(dataclasses.asdict(model.config)))
+
+
+def companions_of(model: LoadedWorldModel, **changes: object) -> Companions:
+    flags = {"scenario": None, "env": None, "screen_resolution": "RES_160X120", "most_games": 1, "policy": "random"}
+    return find_companions(facts_of(model), **{**flags, "episodes": (), **changes})
+
+
+class Box:
+    """A mailbox that keeps all it is given."""
+
+    def __init__(self) -> None:
+        self.pictures: list[Picture] = []
+        self.letters: list[tuple[str, dict]] = []
+
+    def show(self, picture: Picture) -> None:
+        self.pictures.append(picture)
+
+    def post(self, kind: str, letter: dict) -> None:
+        self.letters.append((kind, letter))
+
+    def state(self) -> str:
+        return next((letter["state"] for kind, letter in reversed(self.letters) if kind == "beside"), "")
+
+
+class Table:
+    """A game loop in the test's own thread, and its players."""
+
+    def __init__(self, folder: Path, companions: Companions, model: LoadedWorldModel) -> None:
+        self.loop = GameLoop(GameEngine(model), Seats(4, Settings(1, 1.0, 0)), folder, companions)
+
+    def player(self) -> Player:
+        return Player(Settings(1, 1.0, 0), mailbox=Box())
+
+    def serve_until(self, player: Player, holds: Callable[[], object], what: str) -> None:
+        end = time.monotonic() + DEADLINE_S
+        while not holds():
+            assert time.monotonic() < end, what
+            self.loop.serve(player)
+
+
+def wish(player: Player, kind: str, **fields: object) -> None:
+    player.wish(kind, parse(json.dumps({"type": kind, **fields})))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[Table]:
+    model = doom_model()
+    table = Table(tmp_path, companions_of(model), model)
+    yield table
+    table.loop.besides.close()
+
+
+def begun(table: Table) -> Player:
+    """A player with the real game beside the dream."""
+    player = table.player()
+    table.loop.serve(player)
+    wish(player, "beside", what="game", episode=0)
+    table.serve_until(player, lambda: player.mailbox.state() == "in_step", "the real game begins")
+    return player
+
+
+def frames_again(seed: int, actions: list[int]) -> list[np.ndarray]:
+    """The game of that seed and these actions, played once more."""
+    game = real_game.open_game(GameSpec(screen_resolution="RES_160X120", tics_per_frame=STRIDE))
+    game.reset(seed=seed)
+    frames = [game.render()]
+    for action in actions:
+        game.step(action)
+        frames.append(game.render())
+    game.close()
+    return frames
+
+
+# ------------------------------------------------------------------------------------------------ the real game
+
+
+def test_a_resync_fills_the_context_with_the_encoded_real_frames_and_the_same_keys_lead_both(table: Table) -> None:
+    player = begun(table)
+    source, engine, length = player.beside.source, table.loop.engine, table.loop.engine.config.context_length
+    actions = [moment.action for moment in player.history][1:]  # before the person had the keys, and one frame since
+    for number, button in enumerate(("MOVE_FORWARD", "TURN_LEFT", "ATTACK", "TURN_LEFT", "MOVE_LEFT", "TURN_RIGHT"), 1):
+        player.press(number, (button,))
+        due = len(player.mailbox.pictures) + 1
+        table.serve_until(player, lambda due=due: len(player.mailbox.pictures) >= due, "a pair comes")
+    actions += [picture.action for picture in player.mailbox.pictures if picture.input]
+    assert len(set(actions)) >= 5
+    frames = frames_again(source.seed, actions)
+
+    window = np.stack(frames[-length:])
+    assert np.abs(window[-1].astype(int) - window[0]).mean() > 1  # the game did move
+    before = player.state["latents"].clone()
+    wish(player, "resync")
+    player.pause(True)
+    table.loop.serve(player)
+    assert not torch.equal(player.state["latents"], before)
+    torch.testing.assert_close(player.state["latents"][0], engine.encode_frames(window), atol=1e-5, rtol=1e-5)
+    assert player.state["actions"][0].tolist() == actions[-(length - 1) :]
+
+    shown = player.mailbox.pictures[-1]
+    small = engine.autoencoder.resize_frames(window[-1:]).numpy()
+    dream = engine.decode_latents(engine.encode_frames(window[-1:]))
+    assert shown.real.psnr_db == pytest.approx(float(psnr(dream, small)[0]), abs=0.01)
+    assert shown.real.still_db == pytest.approx(58.92, abs=0.01)  # the real frame itself
+    assert player.mailbox.state() == "in_step"
+
+
+def test_a_dream_that_jumps_is_not_measured_until_the_next_resync(table: Table) -> None:
+    player = begun(table)
+    wish(player, "restart", start=1)
+    due = len(player.mailbox.pictures) + 3
+    table.serve_until(player, lambda: len(player.mailbox.pictures) >= due, "both play on")
+    assert player.mailbox.state() == "apart" and math.isnan(player.mailbox.pictures[-1].real.psnr_db)
+    wish(player, "resync")
+    table.loop.serve(player)
+    assert player.mailbox.state() == "in_step"
+    table.serve_until(player, lambda: player.mailbox.pictures[-1].real.psnr_db > 0, "the dream is measured again")
+
+
+def test_an_engine_that_dies_leaves_the_player_dreaming_and_no_process(table: Table) -> None:
+    player = begun(table)
+    process = player.beside.source.process_id
+    assert len(engines_of(process)) == 1
+    os.kill(process, signal.SIGKILL)
+    table.serve_until(player, lambda: player.mailbox.state() == "nothing", "the end of the real game is noticed")
+    assert "real game has ended" in dict(player.mailbox.letters)["problem"]["text"]
+    due = len(player.mailbox.pictures) + 2
+    table.serve_until(player, lambda: len(player.mailbox.pictures) >= due, "the dream goes on")
+    assert player.mailbox.pictures[-1].real is None
+    table.loop.besides.close()
+    until(lambda: not engines_of(process), "no engine is left")
+
+
+def engines_of(process: int) -> list[int]:
+    """The engines started by a process, also after its end: they run in a folder that carries its number."""
+    mark = f"doom_env_{process}_".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if mark in path.read_bytes() and parent_of(int(path.parent.name)) > 0:
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_there_are_never_more_real_games_than_allowed_and_a_lost_seat_ends_one(table: Table) -> None:
+    first, second = begun(table), table.player()
+    table.loop.serve(second)
+    wish(second, "beside", what="game", episode=0)
+    table.loop.serve(second)
+    assert "all 1 real games are taken" in dict(second.mailbox.letters)["problem"]["text"]
+    process = first.beside.source.process_id
+    table.loop.besides.release([second])
+    until(lambda: not engines_of(process) and not Path(f"/proc/{process}").exists(), "engine and process are gone")
+
+
+def test_without_a_game_that_fits_the_page_is_told_why_and_what_was_asked_for_is_refused() -> None:
+    toy = tiny_world_model()  # buttons a and d, ten tics a second
+    found = companions_of(toy)
+    assert found.game is None and "tics a second" in found.greeting()["game"]["why_not"]
+    with pytest.raises(BadInput, match="tics a second"):
+        companions_of(toy, scenario="basic")
+    with pytest.raises(BadInput, match="no action of basic presses what TURN_LEFT does"):
+        companions_of(doom_model(), scenario="basic")  # has fewer buttons
+    with pytest.raises(BadInput, match="no scenario"):
+        companions_of(doom_model(), scenario="nowhere")
+    assert "turned off" in companions_of(doom_model(), most_games=0).greeting()["game"]["why_not"]
+    assert "--policy" in companions_of(doom_model(), policy=None).greeting()["agent"]["why_not"]
+
+
+# ------------------------------------------------------------------------------------------------ agent
+
+
+def test_an_agent_holds_a_choice_as_long_as_in_training_and_sees_its_own_last_ones() -> None:
+    table, seen = SEED, []
+
+    def choose(observation: object, last: object) -> int:
+        seen.append((observation, list(last)))
+        return named(table, "MOVE_FORWARD+TURN_LEFT") if len(seen) == 1 else named(table, "ATTACK")
+
+    policy = Policy("scripted", tuple(table), tics_per_decision=4, action_history=2, see=None, choose=choose)
+    agent = Agent(policy, FULL, tics_per_frame=2)
+    names = [FULL[agent.act(number)]["name"] for number in range(4)]
+    assert names == ["MOVE_FORWARD+TURN_LEFT"] * 2 + ["ATTACK"] * 2
+    none = len(table)
+    assert seen == [(0, [none, none]), (2, [none, named(table, "MOVE_FORWARD+TURN_LEFT")])]
+
+
+def test_a_policy_file_chooses_as_it_does_by_itself_and_names_its_own_actions(tmp_path: Path) -> None:
+    from gymnasium import spaces
+    from policy import GamePPO, _SpacesOnly, architecture, save_policy
+
+    table = SEED
+    space = real_game.observer(len(table), {}).space()
+    env = _SpacesOnly(space, spaces.Discrete(len(table)))
+    model = GamePPO(env=env, n_steps=2, batch_size=2, device="cpu", seed=0, **architecture(space))
+    path = tmp_path / "agent.zip"
+    screen = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+    for facts in ({"action_table": table}, {}):
+        save_policy(path, model, facts)
+        policy = load_policy(path, (FULL, SEED), None)
+        assert (policy.name, list(policy.table)) == ("agent", table)
+        observation = policy.see(screen)
+        assert observation.shape == space.shape
+        torch.manual_seed(3)
+        chosen = [policy.choose(observation, ()) for _ in range(8)]
+        torch.manual_seed(3)
+        assert chosen == [int(model.predict(observation)[0]) for _ in range(8)] and len(set(chosen)) > 1
+    with pytest.raises(BadInput, match="chooses among 12 actions"):
+        load_policy(path, (FULL,), None)
+    with pytest.raises(BadInput, match="no policy nowhere.zip"):
+        find_policy("nowhere.zip")
+
+
+def test_the_agent_plays_the_dream_alone_when_it_can_see_it(table: Table) -> None:
+    player = table.player()
+    wish(player, "agent", on=True)
+    actions: set[int] = set()
+    for _ in range(40):
+        table.loop.serve(player)
+        actions.add(player.mailbox.pictures[-1].action)
+    assert len(actions) > 3  # nobody has touched a key
+    wish(player, "agent", on=False)
+    table.loop.serve(player)
+    assert player.mailbox.pictures[-1].action == named(FULL, "NOOP")
+    policy = dataclasses.replace(random_policy(FULL), see=None)
+    table.loop.besides.companions.policy = policy
+    wish(player, "agent", on=True)
+    table.loop.serve(player)
+    assert "start the real game first" in dict(player.mailbox.letters)["problem"]["text"]
+
+
+# ------------------------------------------------------------------------------------------------ replays
+
+
+def recorded(folder: Path, name: str, actions: list[int], **changes: object) -> Path:
+    """An episode whose frame k is of value k."""
+    return write_episode(folder / name, actions, **changes)
+
+
+def test_a_replay_leads_the_dream_with_its_actions_beside_its_own_frames(tmp_path: Path) -> None:
+    model = doom_model()
+    actions = [0] * 8 + [1] * 4 + [3] * 4 + [2] * 8 + [0] * 4  # ids of the factory's table: no-op, left, right, attack
+    path = recorded(tmp_path / "play", "a/episode_0.parquet", actions)
+    other = recorded(tmp_path / "play", "b/episode_0.parquet", actions)
+    companions = companions_of(model, episodes=[path, other])
+    listed = companions.greeting()["episodes"]
+    assert listed == [{"name": f"{each}/episode_0", "seconds": 28 / 35} for each in "ab"]
+    table = Table(tmp_path, companions, model)
+    player = table.player()
+    wish(player, "beside", what="episode", episode=1)
+    table.loop.serve(player)
+    wanted = ["NOOP", "TURN_LEFT", "ATTACK", "TURN_RIGHT", "TURN_RIGHT"]  # rows 0, 4, 8 ...; the first three are seen
+    context = [FULL[moment.action]["name"] for moment in list(player.beside.recent)[1:3]]
+    assert context == ["NOOP", "NOOP"]
+    brightness = []
+    for _ in range(4):
+        brightness.append(int(player.beside.recent[-1].frame.mean()))
+        table.loop.serve(player)
+    led = [FULL[picture.action]["name"] for picture in player.mailbox.pictures if picture.real][1:]
+    assert led[:4] == wanted[1:] and brightness[:3] == [12, 16, 20]
+    table.serve_until(player, lambda: player.mailbox.state() == "nothing", "the episode ends")
+    assert "is over" in dict(player.mailbox.letters)["problem"]["text"]
+    wish(player, "beside", what="episode", episode=2)
+    table.loop.serve(player)
+    assert "there are 2" in dict(player.mailbox.letters)["problem"]["text"]
+
+
+@pytest.mark.slow
+def test_recorded_keys_in_the_real_game_give_the_recorded_frames_again(tmp_path: Path) -> None:
+    flags = ("--policy", "random", "--episode_tics", 160, "--screen_resolution", "RES_160X120", "--level", 3)
+    flags += ("--image_format", "png", "--num_workers", 1, "--output_dir", tmp_path / "play", "--seed", 5)
+    succeed("load_model_generate_dataset.py", *flags)
+    path = next((tmp_path / "play").rglob("episode_*.parquet"))
+    model = doom_model()
+    table = Table(tmp_path, companions_of(model, episodes=[path]), model)
+    player = table.player()
+    table.loop.serve(player)
+    wish(player, "beside", what="keys", episode=0)
+    table.serve_until(player, lambda: player.mailbox.state() == "in_step", "the real game begins")
+    table.serve_until(player, lambda: len(player.mailbox.pictures) > 25, "it goes on")
+    shown = [moment.frame for moment in player.beside.recent]
+    actions = [moment.action for moment in player.history][1:]
+    table.loop.besides.close()
+    episode = Episode(path)
+    rows = np.arange(len(actions) + 1) * STRIDE
+    assert [FULL[action]["name"] for action in actions] == [FULL[id]["name"] for id in episode.actions[rows[:-1]]]
+    recorded_frames = table.loop.engine.autoencoder.resize_frames(episode.read_frames(rows[-len(shown) :])).numpy()
+    assert np.abs(recorded_frames[-1].astype(int) - recorded_frames[0]).mean() > 1
+    assert np.array_equal(np.stack(shown), recorded_frames)
+
+
+def test_episodes_that_do_not_go_with_the_model_are_named(tmp_path: Path) -> None:
+    facts = facts_of(doom_model())
+    slow = recorded(tmp_path, "slow.parquet", [0] * 20, tics_per_row=3)
+    with pytest.raises(BadInput, match="every 3 of 35 tics a second"):
+        find_replays([slow], facts)
+    short = recorded(tmp_path, "short.parquet", [0] * 4)
+    with pytest.raises(BadInput, match="too short"):
+        find_replays([short], facts)
+    strange = [{"id": 0, "name": "no-op", "buttons": [], "keys": []}]
+    strange += [{"id": 1, "name": "fly", "buttons": ["FLY"], "keys": []}]
+    flying = recorded(tmp_path, "flying.parquet", [0, 1] * 10, action_table=strange)
+    with pytest.raises(BadInput, match="presses what fly does"):
+        find_replays([flying], facts)
+
+
+def test_a_short_episode_begins_from_half_of_its_frames(tmp_path: Path) -> None:
+    path = recorded(tmp_path, "episode_0.parquet", [0] * 13)  # rows 0, 4, 8, 12
+    (replay,) = find_replays([path], facts_of(doom_model()))
+    episode = ReplayedEpisode(replay, first_frames=4)
+    assert [int(frame.mean()) for frame in episode.first_frames] == [0, 4] and episode.first_actions == [0]
+    rest = []
+    while episode.action is not None:
+        rest.append(int(episode.next_frame().mean()))
+    assert rest == [8, 12]
+    episode.close()
+
+
+# ------------------------------------------------------------------------------------------------ messages, tables
+
+
+def test_actions_are_the_same_where_they_press_the_same_buttons() -> None:
+    found = counterparts(SEED, FULL, of="the game")
+    assert len(found) == len(SEED)
+    for mine, theirs in found.items():
+        assert set(FULL[theirs]["buttons"]) == set(SEED[mine]["buttons"])
+    with pytest.raises(BadInput, match="no action of the game presses what"):
+        counterparts(FULL, SEED, of="the game")
+
+
+def test_a_picture_carries_the_real_one_and_wishes_are_checked() -> None:
+    plain = Picture(1, 2, 3, 4, 0.5, 1.0, b"dream")
+    assert plain.packed()[FRAME_HEADER.size :] == b"dream" and plain.packed()[1] == 0
+    packed = dataclasses.replace(plain, real=RealPicture(b"real", 21.5, 18.25)).packed()
+    body = packed[FRAME_HEADER.size :]
+    assert packed[1] == 1 and BESIDE_HEADER.unpack(body[: BESIDE_HEADER.size]) == (5, 21.5, 18.25)
+    assert body[BESIDE_HEADER.size :] == b"dreamreal"
+    assert parse('{"type":"beside","what":"episode","episode":3}')["episode"] == 3
+    for wrong in ('"what":"/etc/passwd","episode":0', '"what":"episode","episode":"a.parquet"', '"what":"game"'):
+        with pytest.raises(Malformed):
+            parse(f'{{"type":"beside",{wrong}}}')
+    for wrong in ('{"type":"resync","frame":1}', '{"type":"agent","on":1}', '{"type":"agent"}'):
+        with pytest.raises(Malformed):
+            parse(wrong)
