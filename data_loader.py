@@ -180,6 +180,10 @@ class WindowDataset(Dataset):
         rows[:missing] = -1
         return rows
 
+    def targets(self, episode: int) -> tuple[int, np.ndarray]:
+        """(index of a file's first window, int (n,) row of each of its windows' targets, ascending)."""
+        return int(self._ends[episode - 1]) if episode else 0, self._file(episode).targets
+
     def source_frames(self, episode: int, rows: Sequence[int] | np.ndarray) -> np.ndarray | None:
         """The real frames of a file's rows, uint8 (n, H, W, 3), black for -1; None where the recording is gone."""
         rows = np.asarray(rows, dtype=np.int64)

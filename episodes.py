@@ -212,6 +212,10 @@ class Episode:
             rows = {name: self._file_rows + (shift if name in COLUMNS_OF_THE_ACTION else 0) for name in names}
             return {name: _plain(table.column(name)).to_numpy()[rows[name]] for name in names}
 
+    def columns_present(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Like `columns`, of those that the file has."""
+        return self.columns([name for name in names if name in self._parquet.schema_arrow.names])
+
     def read_frames(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 (n, H, W, 3) of the rows, in any order, repeats allowed; reads only the row groups they are in."""
         wanted, place = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
