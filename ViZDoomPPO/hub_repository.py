@@ -58,12 +58,14 @@ def fetch_policy(repo_id: str) -> Path:
     return best[0]
 
 
-def open_repository(repo_id: str, *, flag: str, repo_type: str, is_public: bool) -> None:
-    """Makes a repository, or finds it there, so that an upload can fail only for what happens later.
+def open_repository(repo_id: str, *, flag: str, repo_type: str, is_public: bool) -> str:
+    """Makes a repository, or finds it there, so that an upload can fail only for what happens later; returns its id.
+
+    A name without owner is the user's own.
 
     flag: that named it. repo_type: `model` or `dataset`. Raises BadInput without a token, without the right to write,
     without a connection, and where what is there is public though it should be private, or the other way round."""
-    if not HUB_ID.fullmatch(repo_id):
+    if not HUB_ID.fullmatch(repo_id if "/" in repo_id else f"me/{repo_id}"):
         raise BadInput(f"{flag} {repo_id}: not a name on the Hub; give OWNER/NAME, your user's or organization's")
     from huggingface_hub import HfApi, constants, get_token
 
@@ -73,13 +75,15 @@ def open_repository(repo_id: str, *, flag: str, repo_type: str, is_public: bool)
         raise BadInput(f"{flag} {repo_id}: there is no token for the Hub; {LOG_IN}")
     api = HfApi()
     with _explained(f"{flag} {repo_id}"):
-        api.whoami()
+        user = api.whoami()["name"]
+        repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         api.create_repo(repo_id, repo_type=repo_type, private=not is_public, exist_ok=True)
         api.auth_check(repo_id, repo_type=repo_type, write=True)
         is_private = api.repo_info(repo_id, repo_type=repo_type).private
     if is_private == is_public:
         there, wanted = ("private", "leave out --hub_public") if is_private else ("public", "add --hub_public")
         raise BadInput(f"{flag} {repo_id}: is there already and {there}; {wanted}, or name another")
+    return repo_id
 
 
 def upload(folder: Path, repo_id: str, *, repo_type: str, message: str, allow_patterns: list[str] | None = None) -> str:

@@ -7,6 +7,7 @@ whatever the number of workers; episodes already there are kept. Parquet goes to
 
   python load_model_generate_dataset.py --episodes 1 --output gif --policy random --episode_tics 350
   python load_model_generate_dataset.py --episodes 100 --output parquet --output_dir dataset
+  python load_model_generate_dataset.py --episodes 100 --output parquet --output_dir dataset --upload --hf_repo doom
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from console import BadInput, add_device_flag, check_writable, parser, print_settings, resolve_device, run
-from hub_repository import HUB_ID, fetch_policy
+from hub_repository import HUB_ID, fetch_policy, open_repository, upload
 from recording import BUILT_IN, EXPLORE, SPLITS, RecorderDied, Recording, check_game, gif_workplace
 
 DEFAULT_POLICY = Path(__file__).resolve().parent / "logs" / "models" / "deathmatch_simple" / "best_model.zip"
@@ -33,7 +34,9 @@ DEFAULT_SCENARIO = "deathmatch_simple"
 def build_parser() -> argparse.ArgumentParser:
     arguments = parser(__doc__)
     add = arguments.add_argument
-    add("--episodes", type=int, default=1, help="how many episodes there shall be in the end")
+    add(
+        "--episodes", type=int, default=1, help="how many episodes there shall be in the end; 0: --upload what is there"
+    )
     add("--output", choices=("parquet", "gif"), default="parquet", help="data to train on, or pictures to look at")
     add("--output_dir", type=Path, default=Path("dataset"), help="folder to write to; made if missing")
     add(
@@ -66,13 +69,25 @@ def build_parser() -> argparse.ArgumentParser:
         help="record over the Ray cluster at ADDRESS, `auto`: the one of this machine; no ADDRESS: RAY_ADDRESS, or "
         "one of its own; files come back here, recorders play on CPUs",
     )
+    add("--upload", action="store_true", help="upload all episodes of --output_dir with a card to the Hugging Face Hub")
+    add("--hf_repo", metavar="[OWNER/]NAME", help="data set to upload to; made where there is none")
+    add("--hub_public", action="store_true", help="let everybody see it; without this flag it is private")
     add_device_flag(arguments)
     return arguments
 
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises BadInput for what cannot be played, before anything heavy is imported."""
-    least = {"episodes": 1, "level": 0, "bots": 0, "episode_tics": 1, "image_quality": 1, "record_stride": 1, "seed": 0}
+    check_upload_flags(args)
+    least = {
+        "episodes": 0 if args.upload else 1,
+        "level": 0,
+        "bots": 0,
+        "episode_tics": 1,
+        "image_quality": 1,
+        "record_stride": 1,
+        "seed": 0,
+    }
     for name, value in {**least, **({} if args.num_workers is None else {"num_workers": 1})}.items():
         if getattr(args, name) < value:
             raise BadInput(f"--{name} {getattr(args, name)} is too small; give {value} or more")
@@ -80,6 +95,8 @@ def check_flags(args: argparse.Namespace) -> None:
         if getattr(args, name) > value:
             raise BadInput(f"--{name} {getattr(args, name)} is too large; give {value} or less")
     check_writable(args.output_dir.resolve())
+    if args.episodes == 0:
+        return  # nothing is played
     if args.ray is not None and importlib.util.find_spec("ray") is None:
         raise BadInput("--ray needs Ray; run: pip install -r ViZDoomPPO/ray_requirements.txt, here and on every node")
     if args.ray is not None and args.device not in ("auto", "cpu"):
@@ -94,6 +111,17 @@ def check_flags(args: argparse.Namespace) -> None:
             f"no policy {args.policy}; train one with train_ppo_and_collect_data_parallel.py and give its "
             "policy/best_model.zip, name one on the Hub as owner/name, or play with --policy random"
         )
+
+
+def check_upload_flags(args: argparse.Namespace) -> None:
+    """Raises BadInput for flags that do not go together, without asking the Hub."""
+    if args.upload and not args.hf_repo:
+        raise BadInput("--upload: where to? add --hf_repo NAME, or OWNER/NAME")
+    if not args.upload and (args.hf_repo or args.hub_public):
+        flag = "--hf_repo" if args.hf_repo else "--hub_public"
+        raise BadInput(f"{flag}: nothing is uploaded without --upload; add it, or leave this out")
+    if args.upload and args.output == "gif":
+        raise BadInput("--upload: a data set is made of parquet files; use --output parquet")
 
 
 def make_recording(args: argparse.Namespace) -> Recording:
@@ -141,10 +169,44 @@ def record(args: argparse.Namespace, recording: Recording, device: str, wanted: 
             record_all(args.output, recording, args.output_dir, device, wanted, workers, bar)
 
 
+def upload_episodes(args: argparse.Namespace, repo_id: str) -> None:
+    """Writes the card and uploads it with every episode of --output_dir.
+
+    Raises BadInput when that fails: everything is kept, and the same command tries again."""
+    from data_card import CARD_FILE, find_episodes, write_card
+
+    write_card(args.output_dir, repo_id)
+    paths = [path.relative_to(args.output_dir).as_posix() for path in find_episodes(args.output_dir)]
+    what = f"Upload {len(paths)} episodes"
+    try:
+        address = upload(
+            args.output_dir, repo_id, repo_type="dataset", message=what, allow_patterns=[CARD_FILE, *paths]
+        )
+    except BadInput as error:
+        raise BadInput(f"{error}; {args.output_dir} is kept, the same command again uploads it") from None
+    visible = "public" if args.hub_public else "private"
+    print(f"uploaded {len(paths)} episodes to {address} ({visible})")
+
+
 def main(args: argparse.Namespace) -> None:
     check_flags(args)
+    repo_id = None
+    if args.upload:
+        from data_card import check_card
+
+        check_card(args.output_dir)
+        repo_id = open_repository(args.hf_repo, flag="--hf_repo", repo_type="dataset", is_public=args.hub_public)
+    args.output_dir = args.output_dir.resolve()
+    if args.episodes > 0:
+        record_episodes(args)
+    if repo_id is not None:
+        upload_episodes(args, repo_id)
+
+
+def record_episodes(args: argparse.Namespace) -> None:
+    """Records what is missing of --episodes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: nothing half written
-    output_dir = args.output_dir = args.output_dir.resolve()
+    output_dir = args.output_dir
     recording = make_recording(args)
     device = "none" if recording.policy in BUILT_IN else resolve_device("cpu" if args.ray is not None else args.device)
     check_game(recording, device)
