@@ -65,7 +65,7 @@ def test_what_stands_in_the_way_is_said_before_anything_is_uploaded(tmp_path: Pa
             (READER, "owner/a", "the token may not write there"),
             (READER, "owner/theirs", "the token may not write there"),
             (WRITER, "alien/a", "the token may not write there"),
-            (WRITER, "a", "not a name on the Hub; give OWNER/NAME"),
+            (WRITER, "a/b/c", "not a name on the Hub; give OWNER/NAME"),
         ):
             assert words in pushed(hub, tmp_path, token, tmp_path, name, "model", True)
         offline = pushed(hub, tmp_path, WRITER, tmp_path, "owner/a", "model", True, HF_HUB_OFFLINE="1")
