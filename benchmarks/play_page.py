@@ -24,7 +24,6 @@ sys.path.insert(0, str(REPOSITORY))
 import command_line  # noqa: E402
 from command_line import BadInput  # noqa: E402
 
-BUTTONS = ("ATTACK", "MOVE_FORWARD", "MOVE_LEFT", "MOVE_RIGHT", "MOVE_BACKWARD", "TURN_RIGHT", "TURN_LEFT")
 ROWS = ("frame_time_ms", "frames_per_second", "real_time_factor", "key_to_picture_ms", "engine_ms")
 
 
@@ -36,6 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seconds", type=command_line.positive, default=60, help="how long to play, after ten seconds of warming up")
     add("--threads", type=command_line.positive, help="threads of the network; default: PyTorch's choice")
     add("--out", help="a .json file for what the page measured")
+    command_line.add_device_flag(arguments)
+    command_line.add_backend_flag(arguments)
     return arguments
 
 
@@ -49,8 +50,8 @@ def main(args: argparse.Namespace) -> None:
         raise BadInput("no chromium on the PATH; apt-get install chromium")
     command_line.print_settings(args, chromium=chromium)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.model_folder or random_world_model(preset, Path(temporary) / "world_model")
-        figures = measure(str(folder), args.seconds, args.threads, chromium, Path(temporary))
+        folder = args.model_folder or saved_random_model(preset, Path(temporary) / "world_model")
+        figures = measure(args, str(folder), chromium, Path(temporary))
     for name in ROWS:
         row = figures[name]
         print(f"{name}: median {row['median']:.2f}, 95th percentile {row['percentile_95']:.2f}, n {row['samples']}")
@@ -59,52 +60,22 @@ def main(args: argparse.Namespace) -> None:
         print(f"wrote {args.out}")
 
 
-def random_world_model(preset, folder: Path) -> Path:
-    """A folder with a fresh world model of the preset, Doom's seven buttons and one start of noise."""
-    import torch
+def saved_random_model(preset, folder: Path) -> Path:
+    from random_models import random_world_model
 
-    import real_game
-    from model import (
-        LoadedWorldModel,
-        StartContexts,
-        WorldModelConfig,
-        build_autoencoder,
-        build_world_model,
-        make_scheduler,
-    )
-
-    torch.manual_seed(0)
-    table = tuple(real_game.action_rows(BUTTONS))
-    autoencoder = build_autoencoder(preset).eval()
-    latent_shape = (preset.latent_channels, preset.latent_height, preset.latent_width)
-    config = WorldModelConfig(
-        geometry=autoencoder.geometry,
-        context_length=preset.context_length,
-        frame_stride=preset.frame_stride,
-        tics_per_second=35.0,
-        action_table=table,
-        latent_shape=latent_shape,
-        num_noise_buckets=preset.num_noise_buckets,
-        max_noise_level=preset.max_noise_level,
-        num_inference_steps=preset.num_inference_steps,
-        guidance_scale=preset.guidance_scale,
-        encoder_sha256=autoencoder.encoder_sha256,
-    )
-    length = preset.context_length
-    starts = StartContexts(torch.randn(1, length, *latent_shape), torch.zeros(1, length - 1, dtype=torch.int64))
-    world_model = build_world_model(preset, len(table)).eval()
-    LoadedWorldModel(world_model, autoencoder, make_scheduler(), config, starts).save(folder)
+    random_world_model(preset).save(folder)
     return folder
 
 
-def measure(folder: str, seconds: float, threads: int | None, chromium: str, work: Path) -> dict:
+def measure(args: argparse.Namespace, folder: str, chromium: str, work: Path) -> dict:
     """Plays with random keys, each held for a third of a second on average; returns the page's own report."""
     import os
 
     from playwright.sync_api import sync_playwright
 
     command = [sys.executable, REPOSITORY / "play.py", "--model_folder", folder, "--port", "0", "--no_browser"]
-    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    command += ["--backend", args.backend, "--device", args.device]
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(args.threads)} if args.threads else {})}
     server = subprocess.Popen(command, cwd=work, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         for line in server.stdout:
@@ -117,7 +88,7 @@ def measure(folder: str, seconds: float, threads: int | None, chromium: str, wor
             page.goto(line.split()[2])
             press_keys(page, 10.0)
             page.evaluate("forgetStatistics()")
-            press_keys(page, seconds)
+            press_keys(page, args.seconds)
             figures = page.evaluate("report()")
             browser.close()
     finally:
