@@ -262,6 +262,11 @@ def push(args: argparse.Namespace, plan: Plan, num_windows: int, global_batch: i
             "optimizer": f"{plan.optimizer}, peak rate {plan.learning_rate:g}, {args.lr_scheduler}",
             "precision": f"{args.mixed_precision} mixed" if args.mixed_precision != "no" else "float32",
             "seed": args.seed,
+            **(
+                {"own frames": f"up to {args.own_frames} in {args.own_frames_share:.0%} of steps"}
+                if args.own_frames
+                else {}
+            ),
         },
         base=public_name(plan.pretrained) if plan.pretrained else None,
         autoencoder=public_name(plan.autoencoder),

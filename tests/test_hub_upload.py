@@ -26,6 +26,7 @@ from small_runs import (
 )
 from tiny_models import KL_GEOMETRY, kl_autoencoder, saved
 
+from command_line import BadInput
 from metrics import ROWS
 from model_card import Training, world_model_card
 from presets import STABLE_DIFFUSION
@@ -184,3 +185,41 @@ def test_weights_from_stable_diffusion_stay_under_its_licence(base: Path, tmp_pa
     vae.write_text(vae.read_text().replace("AutoencoderTiny", "AutoencoderKL"))
     card, _ = world_model_card(run_folder, "owner/dream", dataclasses.replace(training, base=None))
     assert card.data.license == "creativeml-openrail-m" and "Derived from `eyes`" in card.text
+
+
+@pytest.mark.parametrize(
+    ("script", "flag"),
+    [
+        ("encode_images.py", "--model_folder_or_id"),
+        ("finetune_vae.py", "--model_folder_or_id"),
+        ("train_text_to_image.py", "--vae_folder_or_id"),
+        ("train_text_to_image.py", "--pretrained_model_name_or_path"),
+        ("run_autoregressive.py", "--unet_model_folder"),
+        ("run_autoregressive.py", "--vae_ft_model_folder"),
+        ("evaluate.py", "--model_folder"),
+        ("evaluate.py", "--vae_ft_model_folder"),
+        ("play.py", "--model_folder"),
+        ("play.py", "--vae_ft_model_folder"),
+    ],
+)
+def test_every_flag_for_a_model_takes_a_hub_id_and_offline_says_so(
+    script: str, flag: str, base: Path, tmp_path: Path
+) -> None:
+    run = world_model_run(base).folder
+    needed = {
+        "encode_images.py": ("--dataset_basepath", episodes(base), "--save_dir_path", tmp_path / "latents"),
+        "finetune_vae.py": autoencoder_words(base, tmp_path / "run"),
+        "train_text_to_image.py": world_model_words(base, tmp_path / "run"),
+        "run_autoregressive.py": (
+            "--dataset_basepath",
+            episodes(base),
+            "--start_from_pixels",
+            "--unet_model_folder",
+            run,
+        ),
+        "evaluate.py": ("--model_folder", run, "--episodes", episodes(base), "--output_folder", tmp_path / "measured"),
+        "play.py": ("--model_folder", run, "--no_browser"),
+    }
+    with pytest.raises(BadInput, match="^owner/unheard-of: neither a local folder nor a Hub .* HF_HUB_OFFLINE is set"):
+        call(script, *changed_words(needed[script], **{flag.removeprefix("--"): "owner/unheard-of"}))
+    assert list(tmp_path.iterdir()) == []
