@@ -4,6 +4,7 @@ Written from the episode files alone: their `frames` are plain bytes, and it is 
 them as images. Knows the parquet format, not the Hub. Used by `load_model_generate_dataset.py --upload`.
 """
 
+import glob
 import json
 import os
 from collections import Counter
@@ -80,6 +81,29 @@ def find_episodes(folder: Path) -> list[Path]:
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
+def content_patterns(folder: Path) -> list[str]:
+    """Glob patterns of what a data set consists of, relative to `folder`: its card and its episodes, nothing else."""
+    parents = sorted({path.parent.relative_to(folder).as_posix() for path in find_episodes(folder)})
+    return [CARD_FILE, *map(_episodes_of, parents)]
+
+
+def _episodes_of(parent: str) -> str:
+    """The pattern of a folder's episodes; no `*` or `[` of its name is one."""
+    return f"{glob.escape(parent)}/episode_*.parquet".removeprefix("./")
+
+
+def check_content(folder: Path, repo_id: str, there: dict[str, int], *, is_complete: bool) -> None:
+    """Raises BadInput when the repository holds episodes that are not those of `folder`: they would be mixed or lost.
+
+    there: the repository's files, path -> bytes.  is_complete: whether nothing more will be recorded into `folder`."""
+    mine = {path.relative_to(folder).as_posix(): path.stat().st_size for path in find_episodes(folder)}
+    for path, size in there.items():
+        is_missing = is_complete and path not in mine
+        if path.endswith(".parquet") and (is_missing or mine.get(path, size) != size):
+            what = f"is not in {folder}" if is_missing else f"has other content than the one in {folder}"
+            raise BadInput(f"{repo_id} holds {path}, which {what}; name another --hf_repo, or delete it there")
+
+
 def check_card(folder: Path) -> None:
     """Raises BadInput when `folder` has a README.md that is neither ours nor a data set's card."""
     path = folder / CARD_FILE
@@ -152,7 +176,7 @@ def _check_same(path: Path, first: Path, mine: tuple[dict, dict], its: tuple[dic
 
 
 def _recordings(folder: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:
-    """Every recording.json on the way from the root to an episode, by its folder."""
+    """Every recording.json on the way from the root to an episode, by its folder; unreadable ones tell nothing."""
     found = {}
     for parent in sorted({parent for path in paths for parent in path.parents if parent.is_relative_to(folder)}):
         try:
@@ -191,7 +215,7 @@ def card(contents: Contents, repo_id: str) -> str:
 
 def _data_files(contents: Contents) -> list[dict[str, Any]]:
     return [
-        {"split": name, "path": [f"{folder}/episode_*.parquet".removeprefix("./") for folder in split.folders]}
+        {"split": name, "path": [_episodes_of(folder) for folder in split.folders]}
         for name, split in contents.splits.items()
     ]
 
@@ -306,9 +330,15 @@ def _action_rows(contents: Contents) -> str:
 
 def _recording_lines(contents: Contents) -> str:
     return "\n".join(
-        f"- `{folder}`: " + ", ".join(f"{name} {value}" for name, value in identity.items() if value is not None)
+        f"- `{folder}`: "
+        + ", ".join(f"{name} {_public(value)}" for name, value in identity.items() if value is not None)
         for folder, identity in contents.recordings.items()
     )
+
+
+def _public(value: object) -> object:
+    """A setting as others may see it: of a path its last part, not where it lies on this machine."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _commands(facts: dict[str, Any], repo_id: str) -> str:

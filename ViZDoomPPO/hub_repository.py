@@ -61,10 +61,9 @@ def fetch_policy(repo_id: str) -> Path:
 def open_repository(repo_id: str, *, flag: str, repo_type: str, is_public: bool) -> str:
     """Makes a repository, or finds it there, so that an upload can fail only for what happens later; returns its id.
 
-    A name without owner is the user's own.
-
-    flag: that named it. repo_type: `model` or `dataset`. Raises BadInput without a token, without the right to write,
-    without a connection, and where what is there is public though it should be private, or the other way round."""
+    repo_id: a name without owner is the user's own. flag: that named it. repo_type: `model` or `dataset`. Raises
+    BadInput without a token, without the right to write, without a connection, and where what is there is public though
+    it should be private, or the other way round."""
     if not HUB_ID.fullmatch(repo_id if "/" in repo_id else f"me/{repo_id}"):
         raise BadInput(f"{flag} {repo_id}: not a name on the Hub; give OWNER/NAME, your user's or organization's")
     from huggingface_hub import HfApi, constants, get_token
@@ -84,6 +83,15 @@ def open_repository(repo_id: str, *, flag: str, repo_type: str, is_public: bool)
         there, wanted = ("private", "leave out --hub_public") if is_private else ("public", "add --hub_public")
         raise BadInput(f"{flag} {repo_id}: is there already and {there}; {wanted}, or name another")
     return repo_id
+
+
+def uploaded_files(repo_id: str, repo_type: str) -> dict[str, int]:
+    """What a repository holds: path -> bytes. Raises BadInput when the Hub does not say."""
+    from huggingface_hub import HfApi
+
+    with _explained(f"looking into {repo_id}"):
+        tree = HfApi().list_repo_tree(repo_id, recursive=True, repo_type=repo_type)
+        return {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
 
 
 def upload(folder: Path, repo_id: str, *, repo_type: str, message: str, allow_patterns: list[str] | None = None) -> str:

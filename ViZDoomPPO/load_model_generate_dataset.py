@@ -3,7 +3,8 @@
 Every episode is a fresh game seeded from (--seed, --split, episode number), so a repeated run gives the same files,
 whatever the number of workers; episodes already there are kept. Parquet goes to
 <output_dir>/<split>/level_<k>/<policy>/episode_<n>.parquet, gifs to <output_dir>/episode_<n>.gif. Plays Doom, or with
---env any gymnasium env that has Discrete actions and an RGB picture.
+--env any gymnasium env that has Discrete actions and an RGB picture. With --upload all episodes of --output_dir then go
+to the Hugging Face Hub as a data set.
 
   python load_model_generate_dataset.py --episodes 1 --output gif --policy random --episode_tics 350
   python load_model_generate_dataset.py --episodes 100 --output parquet --output_dir dataset
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from console import BadInput, add_device_flag, check_writable, parser, print_settings, resolve_device, run
-from hub_repository import HUB_ID, fetch_policy, open_repository, upload
+from hub_repository import HUB_ID, fetch_policy, open_repository, upload, uploaded_files
 from recording import BUILT_IN, EXPLORE, SPLITS, RecorderDied, Recording, check_game, gif_workplace
 
 DEFAULT_POLICY = Path(__file__).resolve().parent / "logs" / "models" / "deathmatch_simple" / "best_model.zip"
@@ -169,48 +170,57 @@ def record(args: argparse.Namespace, recording: Recording, device: str, wanted: 
             record_all(args.output, recording, args.output_dir, device, wanted, workers, bar)
 
 
+def checked_recording(args: argparse.Namespace) -> tuple[Recording, str]:
+    """(what is recorded, the policy's device). Raises BadInput when it cannot be; writes nothing."""
+    recording = make_recording(args)
+    device = "none" if recording.policy in BUILT_IN else resolve_device("cpu" if args.ray is not None else args.device)
+    check_game(recording, device)
+    return recording, device
+
+
+def open_data_set(args: argparse.Namespace) -> str:
+    """The id of the data set to upload to, made where there was none. Raises BadInput for what would stop it."""
+    from data_card import check_card, check_content
+
+    check_card(args.output_dir)
+    repo_id = open_repository(args.hf_repo, flag="--hf_repo", repo_type="dataset", is_public=args.hub_public)
+    check_content(args.output_dir, repo_id, uploaded_files(repo_id, "dataset"), is_complete=False)
+    return repo_id
+
+
 def upload_episodes(args: argparse.Namespace, repo_id: str) -> None:
     """Writes the card and uploads it with every episode of --output_dir.
 
     Raises BadInput when that fails: everything is kept, and the same command tries again."""
-    from data_card import CARD_FILE, find_episodes, write_card
+    from data_card import check_content, content_patterns, write_card
 
-    write_card(args.output_dir, repo_id)
-    paths = [path.relative_to(args.output_dir).as_posix() for path in find_episodes(args.output_dir)]
-    what = f"Upload {len(paths)} episodes"
+    episodes = write_card(args.output_dir, repo_id).episodes
     try:
-        address = upload(
-            args.output_dir, repo_id, repo_type="dataset", message=what, allow_patterns=[CARD_FILE, *paths]
-        )
+        check_content(args.output_dir, repo_id, uploaded_files(repo_id, "dataset"), is_complete=True)
+        patterns, what = content_patterns(args.output_dir), f"Upload {episodes} episodes"
+        address = upload(args.output_dir, repo_id, repo_type="dataset", message=what, allow_patterns=patterns)
     except BadInput as error:
         raise BadInput(f"{error}; {args.output_dir} is kept, the same command again uploads it") from None
     visible = "public" if args.hub_public else "private"
-    print(f"uploaded {len(paths)} episodes to {address} ({visible})")
+    following = f"next: python encode_images.py --dataset_basepath {repo_id}"
+    print(f"uploaded {args.output_dir}, {episodes} episodes, to {address} ({visible}); {following}")
 
 
 def main(args: argparse.Namespace) -> None:
     check_flags(args)
-    repo_id = None
-    if args.upload:
-        from data_card import check_card
-
-        check_card(args.output_dir)
-        repo_id = open_repository(args.hf_repo, flag="--hf_repo", repo_type="dataset", is_public=args.hub_public)
     args.output_dir = args.output_dir.resolve()
-    if args.episodes > 0:
-        record_episodes(args)
-    if repo_id is not None:
+    planned = checked_recording(args) if args.episodes > 0 else None
+    repo_id = open_data_set(args) if args.upload else None
+    if planned:
+        record_episodes(args, *planned)
+    if repo_id:
         upload_episodes(args, repo_id)
 
 
-def record_episodes(args: argparse.Namespace) -> None:
+def record_episodes(args: argparse.Namespace, recording: Recording, device: str) -> None:
     """Records what is missing of --episodes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: nothing half written
     output_dir = args.output_dir
-    recording = make_recording(args)
-    device = "none" if recording.policy in BUILT_IN else resolve_device("cpu" if args.ray is not None else args.device)
-    check_game(recording, device)
-
     from episode_recorder import claimed_folder, episode_file
 
     is_gif = args.output == "gif"

@@ -366,7 +366,9 @@ def main(args: argparse.Namespace) -> None:
     }
     game.close()
     if args.push_to_hub:
-        open_repository(args.hub_model_id, flag="--hub_model_id", repo_type="model", is_public=args.hub_public)
+        args.hub_model_id = open_repository(
+            args.hub_model_id, flag="--hub_model_id", repo_type="model", is_public=args.hub_public
+        )
     identity = {"recorded_by": "training", **{name: getattr(args, name) for name in GAME_FLAGS + RECORDING_FLAGS}}
     # Only where they are not the defaults: folders older than these flags go on.
     agent = {**AGENT_FLAGS, "repeat_probability": 0.0}

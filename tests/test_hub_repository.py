@@ -20,7 +20,7 @@ from console import BadInput
 from hub_repository import open_repository, upload
 folder, repo_id, repo_type, is_public = json.loads(sys.argv[2])
 try:
-    open_repository(repo_id, flag="--repo", repo_type=repo_type, is_public=is_public)
+    repo_id = open_repository(repo_id, flag="--repo", repo_type=repo_type, is_public=is_public)
     print(upload(Path(folder), repo_id, repo_type=repo_type, message="a test"))
 except BadInput as error:
     print("refused:", error)
@@ -51,6 +51,9 @@ def test_what_is_uploaded_is_what_lies_there_private_unless_said_and_one_commit(
             assert there.read_bytes() == (folder / "sub/weights.safetensors").read_bytes()
         assert hub.visibility == {f"{kind}s/owner/a": "private", f"{kind}s/club/b": "public"}
         assert hub.commits == ["a test", "a test"]
+        assert pushed(hub, tmp_path, WRITER, folder, "mine", kind, False).endswith(
+            "/owner/mine"
+        )  # without owner: one's own
         said = pushed(hub, tmp_path, WRITER, folder, "club/b", kind, False)
         assert said == "refused: --repo club/b: is there already and public; add --hub_public, or name another"
 
