@@ -90,17 +90,27 @@ FIELDS = {
 }
 
 
-def parse(text: str) -> Message:
-    """A client's text as a Message. Raises Malformed for everything else, whatever it is."""
+def _choice(value: object) -> str:
+    if value not in ("first", "second"):
+        raise Malformed("expected first or second")
+    return value
+
+
+# What the blind test's page sends; nothing of play, as play's pages send nothing of this.
+BLIND_FIELDS = {"answer": {"pair": _name, "choice": _choice, "plays": _whole}}
+
+
+def parse(text: str, known: dict[str, dict] = FIELDS) -> Message:
+    """A client's text as a Message of a type in `known`. Raises Malformed for everything else, whatever it is."""
     if len(text) > MAX_TEXT_CHARS:
         raise Malformed(f"longer than {MAX_TEXT_CHARS} characters")
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
         raise Malformed("not JSON") from None
-    if type(values) is not dict or type(values.get("type")) is not str or values["type"] not in FIELDS:
+    if type(values) is not dict or type(values.get("type")) is not str or values["type"] not in known:
         raise Malformed("no message of a known type")
-    fields = FIELDS[values["type"]]
+    fields = known[values["type"]]
     if values.keys() != {"type", *fields}:
         raise Malformed(f"expected the fields {', '.join(fields)}")
     return Message(values["type"], {name: check(values[name]) for name, check in fields.items()})

@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--policy", help="agent that can take the keys: file, Hub id or `random`; default: the shipped one if there")
     add("--episodes", help="recorded episodes to replay beside the dream: folder, file or Hub id")
     add("--recordings_dir", default="recordings", help="folder for what players record")
+    add("--clips", help="folder of make_clips.py: a blind test at /blind_test; its answers are written there")
     add("--no_browser", action="store_true", help="do not open a browser")
     add("--num_inference_steps", type=command_line.positive, help="sampling steps per frame; default: the checkpoint's")
     add("--guidance_scale", type=float, help="guidance on the past frames, 1 is none; default: the checkpoint's")
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from artifacts import check_writable
+    from clip_sets import read_clip_set
     from companions import find_companions
     from dataset_folders import dataset_folder
     from episodes import find_episodes
@@ -60,6 +62,9 @@ def main(args: argparse.Namespace) -> None:
     if args.vae_ft_model_folder:
         find_autoencoder(args.vae_ft_model_folder, geometry=Geometry(**config["geometry"]))
     check_writable("--recordings_dir", Path(args.recordings_dir))
+    clips = read_clip_set(args.clips) if args.clips else None
+    if clips is not None:
+        check_writable("--clips", clips.folder)
     companions = find_companions(
         config,
         scenario=args.scenario,
@@ -77,6 +82,7 @@ def main(args: argparse.Namespace) -> None:
 
     import uvicorn
 
+    from blind_test import BlindTest
     from engine import GameEngine
     from game_loop import GameLoop
     from play_server import Door, PlayServer
@@ -99,7 +105,8 @@ def main(args: argparse.Namespace) -> None:
     door = Door(None if args.host in LOOPBACK else secrets.token_urlsafe(12))
     save_bytes = 4 * engine.latents.element_size() * engine.config.context_length * engine.black_latent.numel() + 2**20
     facts = {**greeting(engine, folder, args.max_players), **companions.greeting()}
-    application = PlayServer(loop, seats, door, facts)
+    blind_test = None if clips is None else BlindTest(clips)
+    application = PlayServer(loop, seats, door, facts, blind_test)
     server = uvicorn.Server(
         uvicorn.Config(
             application.app,
@@ -114,6 +121,9 @@ def main(args: argparse.Namespace) -> None:
     )
     application.on_failure = lambda: setattr(server, "should_exit", True)
     address = address_of(args.host, port, door.token)
+    if clips is not None:
+        test_address = address_of(args.host, port, door.token, "blind_test")
+        print(f"blind test of {len(clips.pairs)} pairs at {test_address}", flush=True)
     print(f"play at {address} (Ctrl-C ends it)", flush=True)
     if not args.no_browser and has_browser():
         webbrowser.open(address)
@@ -162,12 +172,12 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def address_of(host: str, port: int, token: str | None) -> str:
+def address_of(host: str, port: int, token: str | None, page: str = "") -> str:
     """The address a browser opens: of this machine's name in the network where everybody is let in."""
     if host in ("0.0.0.0", "::"):
         host = socket.gethostname()
     name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
+    return f"http://{name}:{port}/{page}" + (f"?token={token}" if token else "")
 
 
 def has_browser() -> bool:

@@ -18,6 +18,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from blind_server import PAGE_FILES as BLIND_FILES
+from blind_server import BlindServer
+from blind_test import BlindTest
 from game_loop import GameLoop
 from messages import MALFORMED_ALLOWED, Allowance, Malformed, Message, parse, unpacked_save
 from players import FRAMES_ON_THE_WAY_S, Mailbox, Player, Seats
@@ -74,12 +77,19 @@ class Door:
 
 
 class PlayServer:
-    """The ASGI application: `app`. greeting: facts of the model that every page is told."""
+    """The ASGI application: `app`. greeting: facts of the model that every page is told.
 
-    def __init__(self, loop: GameLoop, seats: Seats, door: Door, greeting: dict) -> None:
+    blind_test: served beside the game where there is one."""
+
+    def __init__(
+        self, loop: GameLoop, seats: Seats, door: Door, greeting: dict, blind_test: BlindTest | None = None
+    ) -> None:
         self.loop, self.seats, self.door, self.greeting = loop, seats, door, greeting
         self.on_failure: Callable[[], None] = lambda: None  # called once the engine's thread has failed
-        routes: list = [Route(path, self.file) for path in PAGE_FILES]
+        self.files = PAGE_FILES if blind_test is None else {**PAGE_FILES, **BLIND_FILES}
+        routes: list = [Route(path, self.file) for path in self.files]
+        if blind_test is not None:
+            routes += BlindServer(blind_test, door).routes
         routes.append(WebSocketRoute("/play", self.play))
         self.app = Starlette(routes=routes, lifespan=self._lifespan)
 
@@ -101,11 +111,11 @@ class PlayServer:
                 player.post("closing", {"type": "closing", "code": IDLE})
 
     async def file(self, request: Request) -> Response:
-        """The page and its two files; the page only with the token, for it is what asks for the rest."""
-        refusal = self.door.refusal(request) if request.url.path == "/" else None
+        """A page or a file of it; a page only with the token, for it is what asks for the rest."""
+        name, media_type = self.files[request.url.path]
+        refusal = self.door.refusal(request) if media_type == "text/html" else None
         if refusal:
             return PlainTextResponse(refusal, status_code=403, headers=HEADERS)
-        name, media_type = PAGE_FILES[request.url.path]
         contents = await asyncio.to_thread((ASSETS / name).read_bytes)
         return Response(contents, media_type=media_type, headers=HEADERS)
 
