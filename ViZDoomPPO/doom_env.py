@@ -1,7 +1,7 @@
 """One game of Doom as a gymnasium environment. Knows nothing of PPO, files on disk or recording.
 
 A scenario is a ViZDoom .cfg. One that hosts a deathmatch (`-host 1 -deathmatch` in its game_args, or a map nobody can
-play alone) gets bots, whose number and ability follow the curriculum level. The recorder listens through `on_tic`.
+play alone) gets bots, whose ability follows the curriculum level. The recorder listens through `on_tic`.
 """
 
 import importlib.util
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 SCENARIOS = Path(__file__).resolve().parent / "scenarios"
 OWN_SCENARIO = "deathmatch_simple"
 LEVELS = range(6)
-MAX_BOTS = 8  # rows per level in bots.cfg; the engine seats 16 players
+MAX_SHRINK = 2  # the policy's convolutions need 36 px
+MAX_BOTS = 12  # rows per level in bots.cfg; the engine seats 16 players, slow ones block the starts of more
 START_ATTEMPTS = 5
 WARM_UP_TICS = 35  # a hosted game ignores its player for the first seven; bots join and scatter meanwhile
-JOIN_LIMIT_TICS = 105
+JOIN_LIMIT_TICS = 350
 
 OnTic = Callable[[np.ndarray, int, dict[str, float | int | bool]], None]
 
@@ -44,9 +45,11 @@ class DoomEnv(gymnasium.Env):
     """Doom at 35 tics a second; one step holds one action for `tics_per_step` tics.
 
     scenario: a name of ours, a .cfg inside the vizdoom package by name, or a path to any .cfg or .wad (a .wad is played
-        with the settings of our deathmatch). level: 0-5, how many of the `bots` play and how able they are.
+        with the settings of our deathmatch). level: 0-5, how able the `bots` are.
     episode_tics: where the episode is cut; a single-player .cfg may end it sooner.
-    reward: a name in REWARDS. observe_map, action_history: what is seen beside the screen, see `Observer`.
+    reward: a name in REWARDS. observe_map, action_history, observation_shrink: what is seen, see `Observer`.
+    tics_per_look: screen and variables are read, rewards given and `on_tic` called every n-th tic; a look takes the
+        engine twenty times as long as a tic.
     seed: of the first game when `reset` names none.
     Observation: uint8 (100, 156, 3), the screen less its upper sixth, or a dictionary with the extras.
     Info: level, frags, deaths, areas (places entered, see `VisitedAreas`), secrets.
@@ -68,6 +71,8 @@ class DoomEnv(gymnasium.Env):
         reward: str = "shaped",
         observe_map: bool = False,
         action_history: int = 0,
+        observation_shrink: int = 1,
+        tics_per_look: int = 1,
         action_set: str = "full",
         seed: int = 0,
         render_mode: str = "rgb_array",
@@ -76,6 +81,9 @@ class DoomEnv(gymnasium.Env):
         _check_range("tics_per_step", tics_per_step, 1, None)
         _check_range("episode_tics", episode_tics, 1, None)
         _check_range("action_history", action_history, 0, None)
+        _check_range("observation_shrink", observation_shrink, 1, MAX_SHRINK)
+        if tics_per_look < 1 or tics_per_step % tics_per_look:
+            raise BadInput(f"tics_per_look {tics_per_look} does not divide the {tics_per_step} tics of a step")
         if reward not in REWARDS:
             raise BadInput(f"unknown reward {reward!r}; choose one of {', '.join(REWARDS)}")
         if render_mode not in self.metadata["render_modes"]:
@@ -84,7 +92,7 @@ class DoomEnv(gymnasium.Env):
         self._scenario_path = find_scenario(scenario)
         self.scenario_name = self._scenario_path.stem
         self.bots = bots
-        self.tics_per_step = tics_per_step
+        self.tics_per_step, self.tics_per_look = tics_per_step, tics_per_look
         self.episode_tics = episode_tics
         self.render_mode = render_mode
         self.on_tic: OnTic | None = None
@@ -105,7 +113,7 @@ class DoomEnv(gymnasium.Env):
         self._automap = self._frame
         self._values: dict[str, float] = dict.fromkeys(VARIABLES, 0.0)
 
-        self._observer = Observer(len(self.actions), observe_map, action_history)
+        self._observer = Observer(len(self.actions), observe_map, action_history, observation_shrink)
         self.observation_space = self._observer.space()
         self.action_space = gymnasium.spaces.Discrete(len(self.actions))
         super().reset(seed=seed)
@@ -135,9 +143,9 @@ class DoomEnv(gymnasium.Env):
             raise RuntimeError("no game is running: call reset() first")
         action = int(action)
         reward, terminated, truncated = 0.0, False, False
-        for _ in range(self.tics_per_step):
-            tic_reward, terminated, truncated = self._play_tic(action)
-            reward += tic_reward
+        for _ in range(0, self.tics_per_step, self.tics_per_look):
+            look_reward, terminated, truncated = self._play(action)
+            reward += look_reward
             if terminated or truncated:
                 break
         self._observer.note(action)
@@ -161,21 +169,23 @@ class DoomEnv(gymnasium.Env):
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
-    def _play_tic(self, action: int) -> tuple[float, bool, bool]:
-        """One tic: (reward, terminated, truncated)."""
+    def _play(self, action: int) -> tuple[float, bool, bool]:
+        """The tics until the next look: (reward, terminated, truncated)."""
         import vizdoom
 
         frame, before = self._frame, self._values
+        tics = min(self.tics_per_look, self.episode_tics - self._tic)
         try:
-            self._game.make_action(self._vectors[action], 1)
+            self._game.make_action(self._vectors[action], tics)
             finished = self._game.is_episode_finished()
             timed_out = finished and self._game.is_episode_timeout_reached()
         except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
             where = f"tic {self._tic} of {self.scenario_name}"
             raise EngineDied(f"the Doom engine stopped at {where}: {error}") from error
-        self._tic += 1
+        self._tic += tics
         self._observe_game()
-        reward = self._reward(*(tic_variables(values, self.is_deathmatch) for values in (before, self._values)))
+        states = (tic_variables(values, self.is_deathmatch) for values in (before, self._values))
+        reward = self._reward(*states, tics)
         if self.on_tic is not None:
             known = columns(before, self.is_deathmatch)
             self.on_tic(frame, action, {**known, "reward": reward, "dead": bool(before["DEAD"])})
@@ -298,9 +308,8 @@ def _load(config: Path) -> "vizdoom.DoomGame":
 
 
 def bot_names(level: int, bots: int) -> list[str]:
-    """Which rows of bots.cfg play at a level: half of the bots at level 0, all of them at level 5."""
-    count = -(-bots * (LEVELS[-1] + level) // (2 * LEVELS[-1]))  # rounded up
-    return [f"Level{level}-{number}" for number in range(1, count + 1)]
+    """Which rows of bots.cfg play at a level. On every level all of them: who meets nobody learns nothing."""
+    return [f"Level{level}-{number}" for number in range(1, bots + 1)]
 
 
 def find_scenario(scenario: str) -> Path:

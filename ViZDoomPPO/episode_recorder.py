@@ -218,6 +218,9 @@ class EpisodeRecorder(gymnasium.Wrapper):
                 f"record_stride {record_stride} does not divide the {tics_per_step} tics of an agent step, "
                 "so that one action would not hold between two rows; use a divisor such as 1"
             )
+        self._tics_per_call = game.tics_per_look if self._every_tic else 1
+        if record_stride % self._tics_per_call:
+            raise BadInput(f"record_stride {record_stride} is no multiple of the game's tics_per_look")
         self._directory, self._env_name = Path(directory), env_name
         self._stride, self._episode = record_stride, episode
         self._image = (image_format, image_quality)
@@ -289,7 +292,7 @@ class EpisodeRecorder(gymnasium.Wrapper):
         self._begin_episode()
 
     def _record_tic(self, frame: np.ndarray, action: int, columns: dict[str, Any]) -> None:
-        """One executed tic: the frame seen before it, uint8 (H, W, 3), the action on it, and what is known of it."""
+        """The tics until the next look: the frame before them, uint8 (H, W, 3), the action, and what is known then."""
         if self._tic % self._stride:
             self._pending[3]["reward"] += columns["reward"]
         else:
@@ -297,7 +300,7 @@ class EpisodeRecorder(gymnasium.Wrapper):
                 self._writer = self._open(frame, columns)
             self._write_pending()
             self._pending = (encode_frame(frame, *self._image), int(action), self._step, dict(columns))
-        self._tic += 1
+        self._tic += self._tics_per_call
 
     def _write_pending(self) -> None:
         if self._pending:

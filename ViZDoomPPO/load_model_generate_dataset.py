@@ -12,7 +12,6 @@ to the Hugging Face Hub as a data set.
 """
 
 import argparse
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -21,15 +20,20 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from console import BadInput, add_device_flag, check_writable, parser, print_settings, resolve_device, run
 from hub_repository import HUB_ID, fetch_policy, open_repository, upload, uploaded_files
-from recording import BUILT_IN, EXPLORE, SPLITS, RecorderDied, Recording, check_game, gif_workplace
-
-DEFAULT_POLICY = Path(__file__).resolve().parent / "logs" / "models" / "deathmatch_simple" / "best_model.zip"
-AGENT_FACTS = ("reward", "observe_map", "action_history")  # of a policy file, and arguments of DoomEnv
-DEFAULT_SCENARIO = "deathmatch_simple"
+from recording import (
+    BUILT_IN,
+    DEFAULT_POLICY,
+    EXPLORE,
+    SPLITS,
+    RecorderDied,
+    Recording,
+    check_game,
+    gif_workplace,
+    make_recording,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -123,31 +127,6 @@ def check_upload_flags(args: argparse.Namespace) -> None:
         raise BadInput(f"{flag}: nothing is uploaded without --upload; add it, or leave this out")
     if args.upload and args.output == "gif":
         raise BadInput("--upload: a data set is made of parquet files; use --output parquet")
-
-
-def make_recording(args: argparse.Namespace) -> Recording:
-    """Settles what the flags leave open: scenario and buttons come from the policy file where it says them."""
-    taken = {name: value for name, value in vars(args).items() if name in Recording.__dataclass_fields__}
-    facts: dict[str, Any] = {}
-    digest = None
-    if args.policy not in BUILT_IN:
-        from policy import FACTS_MEMBER, read_member
-
-        facts = read_member(Path(args.policy), FACTS_MEMBER) or {}
-        digest = hashlib.sha256(Path(args.policy).read_bytes()).hexdigest()
-    taken["scenario"] = args.scenario or facts.get("scenario") or DEFAULT_SCENARIO
-    taken["action_set"] = args.action_set or facts.get("action_set") or "full"
-    taken["agent"] = tuple((name, facts[name]) for name in AGENT_FACTS if name in facts)
-    taken["repeat_probability"] = facts.get("repeat_probability", 0.0)
-    recording = Recording(**taken, policy_sha256=digest)
-    if args.policy not in BUILT_IN and not (facts or args.env or args.action_set):
-        from policy import count_actions
-
-        # Files without our facts, such as the seed's: the number of actions tells which of our tables it is.
-        smaller = Recording(**{**taken, "action_set": "seed"}, policy_sha256=digest)
-        if smaller.open_game().action_space.n == count_actions(Path(args.policy)):
-            return smaller
-    return recording
 
 
 def record(args: argparse.Namespace, recording: Recording, device: str, wanted: list[int], folder: Path) -> None:

@@ -22,11 +22,13 @@ class Observer:
 
     Without extras: the screen less its upper sixth, uint8 (100, 156, 3). With `observe_map`: screen and automap, whole,
     both uint8 (120, 160, 3). With `action_history` n: also the last n actions, int64 (n,), oldest first, where
-    `actions` stands for those before the game began. Extras make the observation a dictionary."""
+    `actions` stands for those before the game began. Extras make the observation a dictionary. `observation_shrink` k:
+    pictures of a k-th of that height and width."""
 
     actions: int
     observe_map: bool = False
     action_history: int = 0
+    observation_shrink: int = 1
     _last_actions: deque[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -42,7 +44,7 @@ class Observer:
 
     def space(self) -> spaces.Space:
         """What `observe` returns."""
-        width, height = PAPER_SIZE if self.observe_map else CROPPED_SIZE
+        width, height = self._size(PAPER_SIZE if self.observe_map else CROPPED_SIZE)
         picture = spaces.Box(0, 255, (height, width, 3), np.uint8)
         extras: dict[str, spaces.Space] = {MAP: picture} if self.observe_map else {}
         if self.action_history:
@@ -51,14 +53,18 @@ class Observer:
 
     def observe(self, frame: np.ndarray, automap: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
         """frame, automap: uint8 (H, W, 3) of any size, shrunk by averaging; the automap is read only if wanted."""
+        whole, cropped = self._size(PAPER_SIZE), self._size(CROPPED_SIZE)
         if not (self.observe_map or self.action_history):
-            return _shrunk(frame, CROPPED_SIZE, CROP)
-        seen = {SCREEN: _shrunk(frame, PAPER_SIZE) if self.observe_map else _shrunk(frame, CROPPED_SIZE, CROP)}
+            return _shrunk(frame, cropped, CROP)
+        seen = {SCREEN: _shrunk(frame, whole) if self.observe_map else _shrunk(frame, cropped, CROP)}
         if self.observe_map:
-            seen[MAP] = _shrunk(automap, PAPER_SIZE)
+            seen[MAP] = _shrunk(automap, whole)
         if self.action_history:
             seen[LAST_ACTIONS] = np.array(self._last_actions, np.int64)
         return seen
+
+    def _size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[0] // self.observation_shrink, size[1] // self.observation_shrink
 
 
 def _shrunk(picture: np.ndarray, size: tuple[int, int], crop: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any
 
 import gymnasium
 import torch
+from button_policy import PRESSES, ButtonCnnPolicy, ButtonMlpPolicy, ButtonMultiInputPolicy, ButtonRepeatingPolicy
 from console import BadInput
 from episode_recorder import partial_path
 from gymnasium import spaces
@@ -62,20 +63,30 @@ class CustomCNN(BaseFeaturesExtractor):
         return self.linear(self.cnn(observations))  # (B, C, H, W) -> (B, features_dim)
 
 
-def architecture(observation_space: gymnasium.Space, repeat_probability: float = 0.0) -> dict[str, Any]:
+def architecture(
+    observation_space: gymnasium.Space, repeat_probability: float = 0.0, presses: list[list[int]] | None = None
+) -> dict[str, Any]:
     """The arguments of PPO that choose our network.
 
     CustomCNN for a picture. For a dictionary the paper's: a Nature CNN for each picture, and two hidden layers for each
-    head on their features and the last actions, one-hot. Otherwise stable-baselines3's own MLP."""
+    head on their features and the last actions, one-hot. Otherwise stable-baselines3's own MLP. presses: which buttons
+    (columns) each action (rows) presses, 0 or 1; then an action's logit is the sum of its buttons'."""
+    policy: str | type = "MlpPolicy"
+    by_buttons: type = ButtonMlpPolicy
+    kwargs: dict[str, Any] = {}
     if isinstance(observation_space, spaces.Dict):
+        policy, by_buttons = "MultiInputPolicy", ButtonMultiInputPolicy
         features = {"cnn_output_dim": FEATURES_PER_PICTURE}
         kwargs = {"features_extractor_class": CombinedExtractor, "features_extractor_kwargs": features}
-        if not repeat_probability:
-            return {"policy": "MultiInputPolicy", "policy_kwargs": kwargs}
-        return {"policy": RepeatingPolicy, "policy_kwargs": {**kwargs, "repeat_probability": repeat_probability}}
-    if is_image_space(observation_space):
-        return {"policy": "CnnPolicy", "policy_kwargs": {"features_extractor_class": CustomCNN}}
-    return {"policy": "MlpPolicy", "policy_kwargs": {}}
+        if repeat_probability:
+            policy, by_buttons = RepeatingPolicy, ButtonRepeatingPolicy
+            kwargs["repeat_probability"] = repeat_probability
+    elif is_image_space(observation_space):
+        policy, by_buttons = "CnnPolicy", ButtonCnnPolicy
+        kwargs = {"features_extractor_class": CustomCNN}
+    if presses is None:
+        return {"policy": policy, "policy_kwargs": kwargs}
+    return {"policy": by_buttons, "policy_kwargs": {**kwargs, "presses": presses}}
 
 
 @contextmanager
@@ -160,7 +171,7 @@ def load_policy(
     The network follows from the weights, so files of the seed and of plain stable-baselines3 (CnnPolicy, MlpPolicy)
     load as well. Raises BadInput when the file is none, holds anything but weights, or plays a different game."""
     weights = _read_weights(path)
-    actions = len(weights.get("action_net.bias", ()))
+    actions = _count_actions(weights)
     if actions != action_space.n:
         raise BadInput(f"{path} chooses among {actions} actions, the game has {action_space.n}; record its own game")
     # Files older than stable-baselines3 1.7 name the shared extractor once; its modules are the same objects.
@@ -180,7 +191,11 @@ def load_policy(
 
 def count_actions(path: Path) -> int:
     """How many actions a policy file chooses among."""
-    return len(_read_weights(path).get("action_net.bias", ()))
+    return _count_actions(_read_weights(path))
+
+
+def _count_actions(weights: dict[str, Tensor]) -> int:
+    return len(weights.get(PRESSES, weights.get("action_net.bias", ())))
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -200,13 +215,14 @@ def _architecture_of(
     weights: dict[str, Tensor], observation_space: gymnasium.Space, repeat_probability: float
 ) -> dict[str, Any]:
     """Like `architecture`, for given weights: which extractor, and how wide the layers after it."""
-    chosen = architecture(observation_space, repeat_probability)
-    kwargs = {"net_arch": {"pi": _widths(weights, "policy_net"), "vf": _widths(weights, "value_net")}}
+    presses = weights[PRESSES].int().tolist() if PRESSES in weights else None
+    chosen = architecture(observation_space, repeat_probability, presses)
+    kwargs = {**chosen["policy_kwargs"]}
+    kwargs["net_arch"] = {"pi": _widths(weights, "policy_net"), "vf": _widths(weights, "value_net")}
     if isinstance(observation_space, spaces.Dict):
-        kwargs = {**chosen["policy_kwargs"], **kwargs}
         features = weights.get(f"features_extractor.extractors.{SCREEN}.linear.0.bias", ())
         kwargs["features_extractor_kwargs"] = {"cnn_output_dim": len(features) or FEATURES_PER_PICTURE}
-    if chosen["policy"] == "CnnPolicy":
+    elif is_image_space(observation_space):
         has_norm = "features_extractor.linear.1.weight" in weights
         kwargs["features_extractor_class"] = CustomCNN if has_norm else NatureCNN
         if "features_extractor.linear.0.weight" in weights:

@@ -5,7 +5,9 @@ no difference to its bytes. Knows nothing of processes, machines or command line
 episodes over the cores.
 """
 
+import argparse
 import functools
+import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 RANDOM, EXPLORE = "random", "explore"
 BUILT_IN = (RANDOM, EXPLORE)  # policies that need no file
 SPLITS = ("train", "eval")
+AGENT_FACTS = ("reward", "observe_map", "action_history", "observation_shrink")  # of a policy file, for DoomEnv
+DEFAULT_POLICY = Path(__file__).resolve().parent / "logs" / "models" / "deathmatch_simple" / "best_model.zip"
+DEFAULT_SCENARIO = "deathmatch_simple"
 
 
 class RecorderDied(Exception):
@@ -49,14 +54,14 @@ class Recording:
     agent: tuple[tuple[str, Any], ...] = ()  # what the policy sees of Doom and is rewarded for, as DoomEnv takes it
     repeat_probability: float = 0.0  # of the policy's last action
 
-    def open_game(self) -> "gymnasium.Env":
-        """The game, not yet begun."""
+    def open_game(self, tics_per_look: int = 1) -> "gymnasium.Env":
+        """The game, not yet begun; Doom's screen and variables are read every `tics_per_look` tics."""
         if self.env:
             return open_gymnasium(self.env, self.episode_tics)
         from doom_env import DoomEnv
 
         names = ("scenario", "level", "bots", "episode_tics", "screen_resolution", "action_set", "seed")
-        return DoomEnv(**{name: getattr(self, name) for name in names}, **dict(self.agent))
+        return DoomEnv(**{name: getattr(self, name) for name in names}, tics_per_look=tics_per_look, **dict(self.agent))
 
     def policy_name(self) -> str:
         return self.policy if self.policy in BUILT_IN else Path(self.policy).stem
@@ -71,6 +76,31 @@ class Recording:
         What only the policy file decides is left out: its SHA-256 stands for it."""
         shared = {name: value for name, value in asdict(self).items() if name not in ("agent", "repeat_probability")}
         return {"recorded_by": "generation", **shared, "policy": self.policy_name()}
+
+
+def make_recording(args: argparse.Namespace) -> Recording:
+    """Settles what the flags leave open: scenario and buttons come from the policy file where it says them."""
+    taken = {name: value for name, value in vars(args).items() if name in Recording.__dataclass_fields__}
+    facts: dict[str, Any] = {}
+    digest = None
+    if args.policy not in BUILT_IN:
+        from policy import FACTS_MEMBER, read_member
+
+        facts = read_member(Path(args.policy), FACTS_MEMBER) or {}
+        digest = hashlib.sha256(Path(args.policy).read_bytes()).hexdigest()
+    taken["scenario"] = args.scenario or facts.get("scenario") or DEFAULT_SCENARIO
+    taken["action_set"] = args.action_set or facts.get("action_set") or "full"
+    taken["agent"] = tuple((name, facts[name]) for name in AGENT_FACTS if name in facts)
+    taken["repeat_probability"] = facts.get("repeat_probability", 0.0)
+    recording = Recording(**taken, policy_sha256=digest)
+    if args.policy not in BUILT_IN and not (facts or args.env or args.action_set):
+        from policy import count_actions
+
+        # Files without our facts, such as the seed's: the number of actions tells which of our tables it is.
+        smaller = Recording(**{**taken, "action_set": "seed"}, policy_sha256=digest)
+        if smaller.open_game().action_space.n == count_actions(Path(args.policy)):
+            return smaller
+    return recording
 
 
 def open_gymnasium(env_id: str, max_steps: int) -> "gymnasium.Env":

@@ -55,12 +55,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="go on with the run in --out_base_dir; begins one where there is none")
     add("--scenario", default="deathmatch_simple", help="our scenario, one inside the vizdoom package, or a .cfg file")
     add("--action_set", choices=("full", "seed"), default="full", help="all combinations of buttons, or the seed's 12")
-    add("--reward", choices=tuple(REWARDS), default=AGENT_FLAGS["reward"], help="rl-doom's, or GameNGen's A.5")
+    add("--reward", choices=tuple(REWARDS), default=AGENT_FLAGS["reward"], help="rl-doom's, ours, or GameNGen's A.5")
     map_flag = {"action": argparse.BooleanOptionalAction, "default": AGENT_FLAGS["observe_map"]}
     add("--observe_map", **map_flag, help="let the agent see the automap beside the screen, 160x120 each")
     add("--action_history", type=int, default=AGENT_FLAGS["action_history"], help="how many last actions it knows")
+    add("--observation_shrink", type=int, default=1, choices=(1, 2), help="2: half as high and wide, 7 times as fast")
     add("--repeat_probability", type=float, default=0.0, help="of the last action, beside what the policy gives it")
     add("--bots", type=int, default=6, help="opponents")
+    add("--start_level", type=int, default=0, choices=range(6), help="how able the bots are at first")
+    returns_help = "mean returns, in kills, that lead from level 0 to 1, 1 to 2 ... 4 to 5"
+    add("--level_returns", type=float, nargs=5, default=LEVEL_THRESHOLDS, metavar="RETURN", help=returns_help)
     add("--episode_tics", type=int, default=5250, help="length of an episode in game tics, 35 a second")
     add("--screen_resolution", default="RES_320X240", help="size of the recorded frames, a ViZDoom name")
     add("--image_format", choices=("jpeg", "png"), default="jpeg", help="how frames are stored")
@@ -134,6 +138,12 @@ class Stopped(Exception):
     """Leaves an evaluation that a signal interrupts."""
 
 
+def presses(action_table: list[dict]) -> list[list[int]]:
+    """Which buttons (columns) each action (rows) presses, 0 or 1."""
+    buttons = sorted({button for action in action_table for button in action["buttons"]})
+    return [[int(button in action["buttons"]) for button in buttons] for action in action_table]
+
+
 class Training:
     """One process's share of a run: model, games and progress, and the steps of the loop in `train`."""
 
@@ -146,7 +156,7 @@ class Training:
         self.args, self.progress, self.facts = args, progress, facts
         # Where no bots play, there are no levels to pass.
         self.thresholds = tuple(
-            kills * REWARDS[args.reward].kill_points for kills in LEVEL_THRESHOLDS if facts["has_bots"]
+            kills * REWARDS[args.reward].kill_points for kills in args.level_returns if facts["has_bots"]
         )
         self.places: list[tuple[int, int]] = []  # (areas, secrets) of the episodes that ended in this rollout
         # A resumed run begins new games: seeded by where it resumes, or it would repeat those before.
@@ -166,7 +176,7 @@ class Training:
             clip_range=args.clip_range,
             seed=train_seed,
             device=device,
-            **architecture(self.envs.observation_space, args.repeat_probability),
+            **architecture(self.envs.observation_space, args.repeat_probability, presses(facts["action_table"])),
         )
         if self.checkpoint.exists():
             restore_training(self.checkpoint, self.model)
@@ -389,7 +399,7 @@ def main(args: argparse.Namespace) -> None:
             return
         device = resolve_device(args.device)
         print_settings(args, device=device, actions=len(facts["action_table"]))
-        progress = progress or Progress(run_id=os.urandom(8).hex())
+        progress = progress or Progress(run_id=os.urandom(8).hex(), level=args.start_level)
         training = Training(args, device, progress, facts)
         try:
             train(training)

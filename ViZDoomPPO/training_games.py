@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
 GAME_FLAGS = ("scenario", "action_set", "bots", "episode_tics", "screen_resolution")
-AGENT_FLAGS = {"reward": "shaped", "observe_map": False, "action_history": 0}  # with their defaults
+AGENT_FLAGS = {"reward": "shaped", "observe_map": False, "action_history": 0, "observation_shrink": 1}  # and defaults
 RECORDING_FLAGS = ("image_format", "image_quality", "record_stride")  # these, game and agent: the same when resumed
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -34,7 +34,10 @@ def env_maker(
         from gymnasium.wrappers import TransformReward
         from stable_baselines3.common.monitor import Monitor
 
-        env = DoomEnv(level=level, seed=seed, **{name: getattr(args, name) for name in (*GAME_FLAGS, *AGENT_FLAGS)})
+        looked_at = {"tics_per_look": args.record_stride}  # what is not recorded need not be drawn
+        env = DoomEnv(
+            level=level, seed=seed, **looked_at, **{name: getattr(args, name) for name in (*GAME_FLAGS, *AGENT_FLAGS)}
+        )
         recording = {name: getattr(args, name) for name in RECORDING_FLAGS}
         folder = args.out_base_dir / split
         recorder = EpisodeRecorder(env, folder, f"env_{index}", seed=args.seed, run_id=run_id, **recording)

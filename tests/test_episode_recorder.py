@@ -22,6 +22,7 @@ class Tics(gymnasium.Env):
 
     tics_per_second = 35
     tics_per_step = 4
+    tics_per_look = 1
     scenario_name = "tics"
     observation_space = gymnasium.spaces.Box(0, 255, (4, 4, 3), np.uint8)
 

@@ -15,17 +15,18 @@ SCENARIOS = REPOSITORY / "ViZDoomPPO" / "scenarios"
 sys.path.insert(0, str(SCENARIOS))
 
 import build_map  # noqa: E402
+import deathmatch_map  # noqa: E402
 import text_map  # noqa: E402
+from deathmatch_map import PASSAGES, ROOMS  # noqa: E402
 from single_player_maps import SINGLE_PLAYER_MAPS  # noqa: E402
 
-DRAWINGS = {"deathmatch_simple": build_map.DEATHMATCH, **SINGLE_PLAYER_MAPS}
+DRAWINGS = {"deathmatch_simple": deathmatch_map.DEATHMATCH, **SINGLE_PLAYER_MAPS}
 
 STEP_UNITS = 24  # what a player climbs
 PLAYER_HEIGHT_UNITS = 56
-ROOMS, PASSAGES = "ABCDEFGHI", "abcdefghijkl"
 
 
-def blocks(kind: str, drawing: text_map.Drawing = build_map.DEATHMATCH) -> list[dict[str, str]]:
+def blocks(kind: str, drawing: text_map.Drawing = deathmatch_map.DEATHMATCH) -> list[dict[str, str]]:
     """The UDMF blocks of one kind, as name -> value text."""
     text = drawing.text_map()
     return [dict(re.findall(r"(\w+) = (.*);", body)) for body in re.findall(rf"\n{kind}\n{{\n(.*?)\n}}", text, re.S)]
@@ -55,8 +56,8 @@ def test_committed_files_are_what_the_drawing_gives_byte_for_byte() -> None:
 
 
 def test_every_room_and_passage_has_textures_and_light_of_its_own() -> None:
-    areas = [build_map.AREAS[letter] for letter in ROOMS + PASSAGES]
-    assert set(ROOMS + PASSAGES) <= set(build_map.DEATHMATCH.open_cells().values()) and len(areas) >= 8
+    areas = [deathmatch_map.AREAS[letter] for letter in ROOMS + PASSAGES]
+    assert set(ROOMS + PASSAGES) <= set(deathmatch_map.DEATHMATCH.open_cells().values()) and len(areas) >= 8
     assert len({area.wall for area in areas}) == len(areas), "two areas share a wall"
     looks = Counter((area.floor, area.ceiling, area.light, area.tint) for area in areas)
     assert max(looks.values()) == 1, looks.most_common(2)
@@ -119,8 +120,12 @@ def test_the_map_holds_what_a_deathmatch_needs() -> None:
         assert things[number] >= 1
     for number in (2007, 2008, 2010, 2047, 2011, 2012, 2018):  # ammunition of four kinds, health, armor
         assert things[number] >= 1
-    marks = [(cell, letter, mark) for cell, (letter, mark) in build_map.DEATHMATCH.cells().items() if mark != "."]
-    assert not [mark for mark in marks if build_map.AREAS[mark[1]].is_solid or "crate" in build_map.AREAS[mark[1]].name]
+    marks = [(cell, letter, mark) for cell, (letter, mark) in deathmatch_map.DEATHMATCH.cells().items() if mark != "."]
+    assert not [
+        mark
+        for mark in marks
+        if deathmatch_map.AREAS[mark[1]].is_solid or "crate" in deathmatch_map.AREAS[mark[1]].name
+    ]
     assert first_map(build_map.WAD_PATH) == "MAP01"
     assert thing_numbers(build_map.WAD_PATH, "map01") == set(things)
 

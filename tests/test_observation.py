@@ -26,6 +26,21 @@ def test_screen_and_map_are_seen_whole_at_160x120_as_in_the_paper() -> None:
     assert list(seen) == ["screen", "map"] and observer.space().contains(seen)
 
 
+def test_shrunk_pictures_are_averages_of_half_the_height_and_width() -> None:
+    frame, automap = picture(120, 160), picture(120, 160)[::-1].copy()
+    (cropped, whole), (half_cropped, half) = (
+        (Observer(5, observation_shrink=k), Observer(5, observe_map=True, observation_shrink=k)) for k in (1, 2)
+    )
+    seen = half_cropped.observe(frame, automap)
+    means = cropped.observe(frame, automap).astype(float).reshape(50, 2, 78, 2, 3).mean(axis=(1, 3))
+    assert half_cropped.space().contains(seen) and np.abs(seen - means).max() <= 1
+    both, large = half.observe(frame, automap), whole.observe(frame, automap)
+    for name in ("screen", "map"):
+        means = large[name].astype(float).reshape(60, 2, 80, 2, 3).mean(axis=(1, 3))
+        assert np.abs(both[name] - means).max() <= 1
+    assert half.space().contains(both)
+
+
 def test_the_last_actions_are_kept_oldest_first_and_forgotten_with_the_game() -> None:
     observer = Observer(actions=5, action_history=3)
     frame = picture(120, 160)

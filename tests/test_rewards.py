@@ -85,7 +85,32 @@ def test_a_new_area_pays_by_its_distance_from_the_start_and_only_once() -> None:
     assert len(reward.areas) == 1 and reward(start, east) == pytest.approx(30)
 
 
-@pytest.mark.parametrize("name", ["shaped", "paper"])
+def test_moving_is_judged_by_the_tics_it_took_in_the_shaped_reward() -> None:
+    reward = REWARDS["shaped"]()
+    reward.reset(STILL)
+    assert reward(STILL, replace(STILL, position_x=6.5), tics=2) == pytest.approx(1e-3)
+    assert reward(STILL, replace(STILL, position_x=6.0), tics=2) == pytest.approx(-1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "points"),
+    [
+        ({"hits": 2}, 0.5),
+        ({"frags": 1, "hits": 1}, 1.25),
+        ({"frags": -1, "health": 0, "dead": True}, -1.0 - 0.5 - 0.25),
+        ({"position_x": AREA_UNITS}, 0.05),
+        ({"health": 125}, 0.125),
+        ({"health": 60}, -0.1),
+        ({"ammo": 60}, 0.1),
+        ({"ammo": 40, "damage": 30, "secrets": 1, "items": 1, "weapons": 1, "hits_taken": 1}, 0.0),
+        ({}, 0.0),
+    ],
+)
+def test_each_term_of_the_hunters_reward_gives_its_points(change: dict, points: float) -> None:
+    assert reward_of("hunt", STILL, replace(STILL, **change)) == pytest.approx(points)
+
+
+@pytest.mark.parametrize("name", ["shaped", "hunt", "paper"])
 def test_coming_back_to_life_earns_nothing_but_what_was_done_to_others(name: str) -> None:
     dead = replace(STILL, health=0, dead=True)
     reward = REWARDS[name]()
@@ -94,7 +119,7 @@ def test_coming_back_to_life_earns_nothing_but_what_was_done_to_others(name: str
     assert reward(dead, risen) == 0.0
     assert reward(risen, risen) <= 0, "the place of birth is no discovery"
     done = reward(dead, replace(dead, frags=1, damage=20, hits=1))
-    assert done == pytest.approx({"shaped": 1.2, "paper": 1300.0}[name])
+    assert done == pytest.approx({"shaped": 1.2, "hunt": 1.25, "paper": 1300.0}[name])
 
 
 def test_a_kill_is_what_a_reward_says_it_is() -> None:

@@ -88,7 +88,8 @@ def test_training_records_all_its_play_and_keeps_the_best_policy(trained: Path) 
     assert episodes[0].name == "episode_000000.parquet"
     # An agent step is 4 rows with one action, so what PPO stored is what was executed.
     tables = [pq.read_table(path) for path in episodes]
-    assert sum(table["step_ids"][-1].as_py() + 1 for table in tables) == 64
+    # The run may end just after an episode began; a beginning that short is not kept.
+    assert 64 - MIN_KEPT_STEPS < sum(table["step_ids"][-1].as_py() + 1 for table in tables) <= 64
     for table in tables[:-1]:
         steps, actions = table["step_ids"].to_numpy(), table["actions"].to_numpy()
         assert all(len(set(actions[steps == step])) == 1 for step in set(steps))

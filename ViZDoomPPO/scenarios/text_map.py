@@ -5,7 +5,7 @@ here holds no pictures: textures are Freedoom's, from the WAD inside the `vizdoo
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 CELL_UNITS = 64  # a player is 32 wide, 56 high, climbs 24 and runs about 16 a tic
@@ -106,6 +106,11 @@ class Drawing:
     def open_cells(self) -> dict[tuple[int, int], str]:
         """(column, row) -> area letter where a player can be."""
         return {cell: letter for cell, (letter, _) in self.cells().items() if not self.areas[letter].is_solid}
+
+    def areas_at(self, places: Iterable[tuple[float, float]]) -> set[str]:
+        """The letters of the areas in which places of the map (x, y) lie; "" where nobody can be."""
+        cells = self.open_cells()
+        return {cells.get((int(x // CELL_UNITS), int(-y // CELL_UNITS)), "") for x, y in places}
 
     def borders(self) -> Iterator[Border]:
         """Every border of an open cell with rock, a solid block or another area; each once, a door at its back."""
