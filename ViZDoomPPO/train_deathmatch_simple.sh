@@ -30,6 +30,6 @@ train() {
 # First in large steps, which after 300,000 agent steps are larger than what so few kills can tell (an update then moved
 # the policy by 0.05 nats); then in small ones from more play each, soon against the ablest bots.
 train --n_steps 256 --batch_size 512 --n_epochs 4 --learning_rate 7e-4 --ent_coef 0.005 \
-    --level_returns 3 4 6 7 8 --total_timesteps 304000 "$@"
+    --level_returns 3 4 6 7 8 --total_timesteps 301056 "$@"
 train --n_steps 512 --batch_size 1024 --n_epochs 3 --learning_rate 2.5e-4 --ent_coef 0.01 \
     --level_returns 3 4 6 4 3 --total_timesteps "$steps" "$@"
