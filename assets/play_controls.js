@@ -24,7 +24,10 @@ export class Controls {
     window.addEventListener("keyup", (event) => this.set(`key:${event.code}`, null, event.timeStamp));
     window.addEventListener("blur", () => this.releaseAll());
     document.addEventListener("visibilitychange", () => document.hidden && this.releaseAll());
-    window.addEventListener("gamepadconnected", () => this.pollGamepads());
+    this.isPolling = false;
+    window.addEventListener("gamepadconnected", () => {
+      if (!this.isPolling) this.pollGamepads();
+    });
     window.addEventListener("beforeunload", (event) => {
       // Ctrl fires in Doom, and with W it closes the tab: ask first.
       if (this.down.has("key:ControlLeft") || this.down.has("key:ControlRight")) event.preventDefault();
@@ -96,6 +99,7 @@ export class Controls {
       for (const source of [...this.down.keys()].filter((each) => each.startsWith("pad:"))) this.set(source, null, performance.now());
       return;
     }
+    this.isPolling = true;
     const held = (number) => pads.some((pad) => pad.buttons[number]?.pressed);
     const pushed = (axis, sign) => pads.some((pad) => (pad.axes[axis] ?? 0) * sign > DEAD_ZONE);
     const wanted = {

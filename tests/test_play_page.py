@@ -4,11 +4,13 @@ The game is the toy world's square, learned; where there is no Chromium these te
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from actions import action_table, table_rows
 from play_runs import Serving, serving, until
+from tiny_models import tiny_world_model
 from toy_dream import learned_toy_world
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -246,3 +248,77 @@ def test_a_phone_has_the_whole_page_and_buttons_to_touch(browser: "playwright.Br
         until(lambda arrived=arrived: arrived(page.evaluate(SQUARE_X)), f"the button {name} moves the square")
         touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     context.close()
+
+
+# ------------------------------------------------------------------------------------------------ gamepad and mouse
+
+PAD = """() => {
+  window.pad = { axes: [0, 0, 0, 0], buttons: Array.from({ length: 16 }, () => ({ pressed: false })) };
+  window.pads = [];
+  navigator.getGamepads = () => window.pads;
+}"""
+
+
+@pytest.fixture
+def doom_page(browser: "playwright.Browser", tmp_path: Path) -> Iterator["playwright.Page"]:
+    """A page that plays a random dream with Doom's buttons; its body tells the action of every frame."""
+    buttons = ("ATTACK", "MOVE_FORWARD", "MOVE_LEFT", "MOVE_RIGHT", "MOVE_BACKWARD", "TURN_RIGHT", "TURN_LEFT")
+    tiny_world_model(action_table=tuple(table_rows(action_table(buttons)))).save(tmp_path / "world_model")
+    with serving(tmp_path / "world_model", "--backend", "torch", cwd=tmp_path) as running:
+        page = browser.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.add_init_script(f"({PAD})()")
+        page.goto(running.address)
+        playing(page)
+        yield page
+        page.close()
+        assert not errors
+
+
+def test_a_gamepads_sticks_and_buttons_play_and_a_lost_one_lets_go(doom_page: "playwright.Page") -> None:
+    def plays(action: str, change: str) -> None:
+        doom_page.evaluate(change)
+        until(lambda: doom_page.locator("body").get_attribute("data-action") == action, f"{change} plays {action}")
+
+    doom_page.evaluate("window.pads = [null, window.pad]; window.dispatchEvent(new Event('gamepadconnected'))")
+    plays("MOVE_FORWARD", "pad.axes[1] = -1")
+    plays("MOVE_FORWARD+TURN_RIGHT", "pad.axes[2] = 0.9")
+    plays("TURN_RIGHT", "pad.axes[1] = 0.2")  # within the dead zone
+    plays("NOOP", "pad.axes[2] = 0")
+    plays("MOVE_LEFT", "pad.axes[0] = -1")
+    plays("ATTACK+MOVE_LEFT", "pad.buttons[7].pressed = true")
+    plays("ATTACK", "pad.axes[0] = 0")
+    plays("NOOP", "pad.buttons[7].pressed = false")
+    plays("TURN_LEFT", "pad.buttons[14].pressed = true")
+    plays("NOOP", "window.pads = []")
+    plays("TURN_LEFT", "window.pads = [window.pad]; window.dispatchEvent(new Event('gamepadconnected'))")
+
+
+def test_a_click_fires_and_the_captured_mouse_turns_both_ways(doom_page: "playwright.Page") -> None:
+    def plays(action: str, does: Callable[[], object] = lambda: None) -> None:
+        def is_played() -> bool:
+            does()
+            return doom_page.locator("body").get_attribute("data-action") == action
+
+        until(is_played, f"{action} is played")
+
+    box = doom_page.locator("#dream canvas").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    doom_page.mouse.move(x, y)
+    plays("NOOP")
+    doom_page.mouse.down()
+    plays("ATTACK")
+    doom_page.mouse.up()
+    plays("NOOP")
+    until(lambda: doom_page.evaluate("document.pointerLockElement !== null"), "the picture holds the pointer")
+    place = [x]
+
+    def push(step_px: int) -> None:
+        place[0] += step_px
+        doom_page.mouse.move(place[0], y)
+
+    plays("TURN_RIGHT", lambda: push(10))
+    plays("NOOP")
+    plays("TURN_LEFT", lambda: push(-10))
+    plays("NOOP")

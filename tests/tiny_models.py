@@ -102,10 +102,12 @@ def tiny_sd14(folder: Path, **changes: object) -> Path:
 
 
 def tiny_world_model(seed: int = 0, **changes: object) -> LoadedWorldModel:
-    """A random `smoke` world model of three actions, its class embedding not zero; `changes` go into its config."""
+    """A random `smoke` world model, its class embedding not zero; `changes` go into its config.
+
+    Of the three actions of ACTION_TABLE, or as many as a changed `action_table` has."""
     preset, autoencoder = tiny_preset(), tiny_autoencoder()
     torch.manual_seed(seed)
-    world_model = build_world_model(preset, len(ACTION_TABLE)).requires_grad_(False).eval()
+    world_model = build_world_model(preset, len(changes.get("action_table", ACTION_TABLE))).requires_grad_(False).eval()
     nn.init.normal_(world_model.unet.class_embedding.weight)
     latent_shape = (preset.latent_channels, preset.latent_height, preset.latent_width)
     config = WorldModelConfig(
