@@ -40,7 +40,7 @@ class _Games:
         device: str = "auto",
         start: int | None = None,
         reward_function: RewardFunction | None = None,
-        **settings: float | int | None,
+        **settings: float | int | str | None,
     ) -> None:
         """start: the beginning of every game, None draws one for each.  settings: as of GameEngine.
 
@@ -111,7 +111,7 @@ class DreamEnv(gymnasium.Env):
     metadata = _metadata(35.0)
 
     def __init__(self, model_folder: str, render_mode: str | None = None, **settings: Any) -> None:
-        """settings: vae_ft_model_folder, device, start, reward_function, num_inference_steps, guidance_scale,
+        """settings: vae_ft_model_folder, device, backend, start, reward_function, num_inference_steps, guidance_scale,
         discretized_noise_level; what is not given is the checkpoint's own. Raises BadInput."""
         self._games = _Games(1, model_folder, **settings)
         self.observation_space, self.action_space = self._games.observation_space, self._games.action_space

@@ -95,6 +95,11 @@ class GameEngine:
         """How many beginnings `begin` knows: the checkpoint's own, or black alone."""
         return 1 if self.start_contexts is None else len(self.start_contexts.latents)
 
+    def use(self, num_inference_steps: int, guidance_scale: float, discretized_noise_level: int) -> None:
+        """Samples from now on with other settings, which the caller has checked."""
+        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
+        self.discretized_noise_level = discretized_noise_level
+
     @torch.no_grad()
     def encode_frames(self, frames: np.ndarray | Tensor) -> Tensor:
         """uint8 frames (T, H0, W0, 3) -> scaled latents (T, C, h, w), the posterior's mode: a start from pixels."""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from messages import Message, Picture, packed_save
 from pictures import encode_jpeg
 from play_recorder import Game, PlayRecorder
 from players import Moment, Player, Seats, Settings
-from saves import checkpoint_id, pack, unpack
+from saves import Logged, checkpoint_id, drawn_by, frame_digest, pack, told, unpack
 
 HISTORY_S = 150.0  # how far back a player can go
 RATE_FRAMES = 20  # over how many frames the real-time factor is measured
@@ -145,13 +145,12 @@ class GameLoop(threading.Thread):
         if player.beside is not None:
             action, number = self.besides.lead(player, action, number)
         engine, settings = self.engine, player.settings
-        engine.num_inference_steps, engine.guidance_scale = settings.steps, settings.guidance
-        engine.discretized_noise_level = settings.noise
+        engine.use(settings.steps, settings.guidance, settings.noise)
         engine.restore(player.state)
         frame = engine.step(action)
         player.state = engine.state()
         latent = player.state["latents"][0, -1].clone()  # a view would keep the whole window
-        player.history.append(Moment(engine.frame_number, latent, action, settings))
+        player.history.append(Moment(engine.frame_number, latent, action, settings, frame_digest(frame)))
         image = encode_jpeg(frame, JPEG_QUALITY)
         if player.recorder is not None and not player.recorder.add(frame, action):
             self.end_recording(player)
@@ -174,7 +173,7 @@ class GameLoop(threading.Thread):
 
     def _fulfil(self, player: Player, kind: str, wish: Message | bytes) -> None:
         if kind == "settings":
-            player.settings = self.checked_settings(wish)
+            player.settings = checked_settings(self.engine, wish)
             player.post("settings", {"type": "settings", **vars(player.settings)})
         elif kind == "restart":
             if wish["start"] >= self.number_of_starts:
@@ -194,33 +193,26 @@ class GameLoop(threading.Thread):
             self._rewind(player, wish["frame"])
 
     def _saved(self, player: Player, name: str) -> bytes:
-        log = [[each.frame, each.action, *vars(each.settings).values()] for each in player.history]
-        facts = {"checkpoint": self.checkpoint, "name": name, "settings": vars(player.settings), "log": log}
-        return pack(player.state, {**facts, "drawn_by": self.engine.backend.drawn_by})
+        log = [Logged(each.frame, each.action, *vars(each.settings).values(), each.digest) for each in player.history]
+        first = [each.latent for each in islice(player.history, self.engine.config.context_length)]
+        facts = {"checkpoint": self.checkpoint, "name": name, "settings": vars(player.settings)}
+        return pack(player.state, first, log, {**facts, "drawn_by": self.drawn_by})
 
     def _load(self, player: Player, contents: bytes) -> None:
         """Goes on from a save file, with the settings it was played with."""
         save = unpack(contents, self.engine, self.checkpoint)
-        settings = self.checked_settings(save.settings)
+        settings = checked_settings(self.engine, save.settings)
         player.settings = settings
         player.post("settings", {"type": "settings", **vars(settings)})
         self.jump(player, save.state)
-        if save.facts.get("drawn_by") != self.engine.backend.drawn_by:
-            text = "This save was drawn in another way than here, so what follows is approximate."
+        if save.drawn_by != self.drawn_by:
+            text = f"This save was drawn by {told(save.drawn_by)}, what follows by {told(self.drawn_by)}: approximate."
             player.post("problem", {"type": "problem", "text": text})
 
-    def checked_settings(self, wish: Message | dict[str, Any]) -> Settings:
-        """Settings within the model's range. Raises BadInput for others."""
-        config = self.engine.config
-        possible = config.possible_steps
-        if wish["steps"] not in possible:
-            known = f"1 to {possible[-1]}" if possible[-1] == len(possible) else ", ".join(map(str, possible))
-            raise BadInput(f"{wish['steps']} sampling steps: choose {known}")
-        if not 0 <= wish["guidance"] <= 10:
-            raise BadInput(f"guidance {wish['guidance']:g}: choose 0 to 10")
-        if wish["noise"] >= config.num_noise_buckets:
-            raise BadInput(f"noise level {wish['noise']}: choose 0 to {config.num_noise_buckets - 1}")
-        return Settings(wish["steps"], wish["guidance"], wish["noise"])
+    @cached_property
+    def drawn_by(self) -> dict[str, Any]:
+        """What draws here; see saves.py."""
+        return drawn_by(self.engine)
 
     def _begin(self, player: Player, start: int) -> None:
         """A new game from one of the model's own beginnings, from black where it has none."""
@@ -325,3 +317,17 @@ class GameLoop(threading.Thread):
             self.besides.tell(player)
         player.show(picture)
         player.is_shown = True
+
+
+def checked_settings(engine: GameEngine, wish: Message | dict[str, Any]) -> Settings:
+    """Settings within the model's range. Raises BadInput for others."""
+    config = engine.config
+    possible = config.possible_steps
+    if wish["steps"] not in possible:
+        known = f"1 to {possible[-1]}" if possible[-1] == len(possible) else ", ".join(map(str, possible))
+        raise BadInput(f"{wish['steps']} sampling steps: choose {known}")
+    if not 0 <= wish["guidance"] <= 10:
+        raise BadInput(f"guidance {wish['guidance']:g}: choose 0 to 10")
+    if not 0 <= wish["noise"] < config.num_noise_buckets:
+        raise BadInput(f"noise level {wish['noise']}: choose 0 to {config.num_noise_buckets - 1}")
+    return Settings(wish["steps"], wish["guidance"], wish["noise"])

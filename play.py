@@ -5,6 +5,7 @@ token that they need. Ctrl-C ends it.
 
     python play.py
     python play.py --model_folder runs/small/world_model_run --vae_ft_model_folder runs/small/decoder --host 0.0.0.0
+    python play.py --replay "my game.save"
 """
 
 import argparse
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--episodes", help="recorded episodes to replay beside the dream: folder, file or Hub id")
     add("--recordings_dir", default="recordings", help="folder for what players record")
     add("--clips", help="folder of make_clips.py: a blind test at /blind_test; its answers are written there")
+    add("--replay", metavar="SAVE", help="opens no page: draws a save's past minutes again, films and compares them")
     add("--no_browser", action="store_true", help="do not open a browser")
     add("--num_inference_steps", type=command_line.positive, help="sampling steps per frame; default: the checkpoint's")
     add("--guidance_scale", type=float, help="guidance on the past frames, 1 is none; default: the checkpoint's")
@@ -62,32 +64,31 @@ def main(args: argparse.Namespace) -> None:
     if args.vae_ft_model_folder:
         find_autoencoder(args.vae_ft_model_folder, geometry=Geometry(**config["geometry"]))
     check_writable("--recordings_dir", Path(args.recordings_dir))
+    if args.replay and not Path(args.replay).is_file():
+        raise BadInput(f"--replay {args.replay}: no such file; name a .save that the play page gave")
     clips = read_clip_set(args.clips) if args.clips else None
     if clips is not None:
         check_writable("--clips", clips.folder)
-    companions = find_companions(
-        config,
-        scenario=args.scenario,
-        env=args.env,
-        screen_resolution=args.screen_resolution,
-        most_games=args.max_real_games,
-        policy=args.policy,
-        episodes=find_episodes(dataset_folder(args.episodes, "episodes")) if args.episodes else (),
-    )
-    listener = listen(args.host, args.port)
-    port = listener.getsockname()[1]
+    companions, listener = None, None
+    if not args.replay:
+        episodes = find_episodes(dataset_folder(args.episodes, "episodes")) if args.episodes else ()
+        companions = find_companions(
+            config,
+            scenario=args.scenario,
+            env=args.env,
+            screen_resolution=args.screen_resolution,
+            most_games=args.max_real_games,
+            policy=args.policy,
+            episodes=episodes,
+        )
+        listener = listen(args.host, args.port)
+    port = listener.getsockname()[1] if listener else None
     command_line.print_settings(args, model_folder=folder, port=port)
 
-    import logging
-
-    import uvicorn
-
-    from blind_test import BlindTest
     from engine import GameEngine
-    from game_loop import GameLoop
-    from play_server import Door, PlayServer
-    from players import Seats, Settings
 
+    if args.replay:
+        contents = prepare_replay(args)
     engine = GameEngine.from_pretrained(
         folder,
         vae_folder_or_id=args.vae_ft_model_folder,
@@ -98,7 +99,27 @@ def main(args: argparse.Namespace) -> None:
         discretized_noise_level=args.discretized_noise_level,
     )
     describe(engine, folder)
+    if args.replay:
+        from save_replay import replay_file
+
+        if replay_file(engine, contents, Path(args.recordings_dir)).is_broken_promise:
+            sys.exit(1)
+        return
     print(companions.describe(), flush=True)
+    serve(engine, folder, listener, companions, clips, args)
+
+
+def serve(engine, folder: Path, listener: socket.socket, companions, clips, args: argparse.Namespace) -> None:
+    """Lets people play until Ctrl-C, or until the engine's thread fails."""
+    import logging
+
+    import uvicorn
+
+    from blind_test import BlindTest
+    from game_loop import GameLoop
+    from play_server import Door, PlayServer
+    from players import Seats, Settings
+
     settings = Settings(engine.num_inference_steps, float(engine.guidance_scale), engine.discretized_noise_level)
     seats = Seats(args.max_players, settings)
     loop = GameLoop(engine, seats, Path(args.recordings_dir), companions)
@@ -120,6 +141,7 @@ def main(args: argparse.Namespace) -> None:
         )
     )
     application.on_failure = lambda: setattr(server, "should_exit", True)
+    port = listener.getsockname()[1]
     address = address_of(args.host, port, door.token)
     if clips is not None:
         test_address = address_of(args.host, port, door.token, "blind_test")
@@ -136,6 +158,26 @@ def main(args: argparse.Namespace) -> None:
         loop.stop()
     if loop.failure is not None:
         raise loop.failure
+
+
+def prepare_replay(args: argparse.Namespace) -> bytes:
+    """Reads the save file, and draws as it was drawn where nothing else is asked for: its threads, plain PyTorch.
+
+    Raises BadInput for another file."""
+    import torch
+
+    from saves import read_facts
+
+    contents = Path(args.replay).read_bytes()
+    try:
+        drawn_by = read_facts(contents)["drawn_by"]
+    except BadInput as error:
+        raise BadInput(f"--replay {args.replay}: {error}") from None
+    if drawn_by["threads"]:  # sums are split among them
+        torch.set_num_threads(drawn_by["threads"])
+    if args.backend == "auto" and drawn_by["back_end"] == "torch":
+        args.backend = "torch"
+    return contents
 
 
 def best_model_at_hand(working_folder: Path) -> Path:

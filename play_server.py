@@ -35,7 +35,7 @@ PAGE_FILES = {
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Why a connection was closed; 4000 to 4999 are an application's own.
 REFUSED, TOO_MUCH, FULL, REPLACED, IDLE = 1008, 1008, 4001, 4002, 4003
-MESSAGES_PER_SAVE = 60  # what a save file costs of a connection's allowance
+MESSAGES_PER_SAVE = 60  # what a save file costs of a connection's allowance, on either way: it holds the engine up
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -186,11 +186,13 @@ class PlayServer:
             if event["type"] != "websocket.receive":
                 return None
             text, contents = event.get("text"), event.get("bytes")
-            if not all([allowance.take() for _ in range(1 if text is not None else MESSAGES_PER_SAVE)]):
-                return TOO_MUCH
             try:
-                if text is not None:
-                    self._take(parse(text), player, mailbox)
+                message = None if text is None else parse(text)
+                has_save = message is None or message.type == "save"
+                if not all([allowance.take() for _ in range(MESSAGES_PER_SAVE if has_save else 1)]):
+                    return TOO_MUCH
+                if message is not None:
+                    self._take(message, player, mailbox)
                 else:
                     player.wish("load", unpacked_save(contents or b""))
                     self.loop.wake()

@@ -36,12 +36,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Moment:
-    """One frame of a game: its number, its latent (C, h, w), the action that led to it, and how it was drawn."""
+    """One frame of a game: its number, its latent (C, h, w), the action that led to it, and how it was drawn.
+
+    digest: of the drawn frame, see saves.frame_digest; none for what stood before the game began here."""
 
     frame: int
     latent: Tensor
     action: int
     settings: Settings
+    digest: str = ""
 
 
 class Mailbox:

@@ -1,35 +1,59 @@
-"""Save files: the state of one dreamed game as a safetensors file, checked on reading and never unpickled.
+"""Save files: one dreamed game as a safetensors file, checked on reading and never unpickled.
 
-Tensors `latents` (L, C, h, w) float32 scaled, `actions` (L - 1,) int64, `seed` (1,) int64; the header's metadata
-holds one JSON object: format version, checkpoint id, frame number, name, settings, what drew it (back end,
-device kind, precision), and `log`: frame, action, steps, guidance, noise of every frame of the past minutes.
-Knows no players. Used by game_loop.py.
+Tensors: `latents` (L, C, h, w) float32 scaled, the window it goes on from; `actions` (L - 1,) int64; `seed` (1,) int64;
+`first_latents` (L, C, h, w), the window its log begins with. The header's metadata holds one JSON object: format
+version, checkpoint id, frame number, name, settings, what drew it (`drawn_by`), and `log`, the past minutes as rows of
+frame, action, steps, guidance, noise, digest, of which the first L are the window. Whoever steps the log from that
+window draws the same frames where what draws is the same. Knows no players. Used by game_loop.py and save_replay.py.
 """
 
+import hashlib
 import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
-from artifacts import sha256_of_tensors
 from command_line import BadInput
 from engine import GameEngine
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA_KEY = "neural_game_engine"
-NOT_A_SAVE = "this file is no save of a game; choose one that this page has made"
+NOT_A_SAVE = "this file is no save of a game; choose one that the play page has made"
+MOST_THREADS = 1024
+DIGEST_CHARS = 16
+MOST_CHARS = 100  # of what a save says of where it was made
+
+
+class Logged(NamedTuple):
+    """How one frame came about: its number, the action that led to it, sampling steps, guidance, noise bucket.
+
+    digest: of the frame as it was drawn, empty for frames that stood before the game began."""
+
+    frame: int
+    action: int
+    steps: int
+    guidance: float
+    noise: int
+    digest: str
 
 
 @dataclass(frozen=True)
 class Save:
-    """What a save file holds. state: as GameEngine.state(), of one game.  facts: the JSON object, checked."""
+    """What a save file holds. state: as GameEngine.state(), of one game.  facts: the JSON object, checked.
+
+    first_latents: (1, L, C, h, w), of the first L rows of the log."""
 
     state: dict[str, Tensor]
+    first_latents: Tensor
+    log: tuple[Logged, ...]
     facts: dict[str, Any]
 
     @property
@@ -37,52 +61,132 @@ class Save:
         """steps (int), guidance (float), noise (int): of these types, their ranges are the engine's business."""
         return self.facts["settings"]
 
+    @property
+    def drawn_by(self) -> dict[str, Any]:
+        return self.facts["drawn_by"]
+
+
+def frame_digest(frame: np.ndarray) -> str:
+    """A short fingerprint of a drawn frame, uint8 (H, W, 3)."""
+    return hashlib.blake2b(np.ascontiguousarray(frame), digest_size=DIGEST_CHARS // 2).hexdigest()
+
+
+def _digest_of(tensors: Iterable[tuple[str, Tensor]], facts: dict[str, Any]) -> str:
+    """sha256 over all bytes of named tensors, several at a time: 3.4 GB of a paper-sized model take seconds."""
+
+    def one(item: tuple[str, Tensor]) -> str:
+        name, tensor = item
+        values = tensor.detach().cpu().contiguous()
+        header = f"{name} {values.dtype} {tuple(values.shape)} "
+        return header + hashlib.sha256(values.reshape(-1).view(torch.uint8).numpy()).hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        digests = sorted(pool.map(one, tensors))
+    return hashlib.sha256(json.dumps([digests, facts], sort_keys=True).encode()).hexdigest()
+
 
 def checkpoint_id(engine: GameEngine) -> str:
-    """A fingerprint of the weights that differ between any two trained models, and of the autoencoder."""
-    world_model = engine.world_model
-    tensors = {"positions": world_model.action_positions, "actions": world_model.action_embedding_model.weight}
-    tensors["first"] = world_model.unet.conv_in.weight
-    return sha256_of_tensors(tensors, {"encoder": engine.config.encoder_sha256, "steps": engine.config.trained_steps})
+    """A fingerprint of every weight of the world model, and of what its latents mean."""
+    config = engine.config
+    return _digest_of(engine.world_model.state_dict().items(), {"encoder": config.encoder_sha256})
 
 
-def pack(state: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
-    """A save file of a one-game state; `facts` (checkpoint id, name, settings ...) go into its header."""
-    facts = {"format_version": FORMAT_VERSION, "frame_number": int(state["frame_numbers"]), **facts}
+def drawn_by(engine: GameEngine) -> dict[str, Any]:
+    """What decides which bits come out: games that are equal in it and in their logs have equal frames.
+
+    The decoder is part of it, not of the checkpoint: with a sharper one the same game goes on."""
+    back_end, device, precision = engine.backend.drawn_by
+    return {
+        "back_end": back_end,
+        "device": device,
+        "precision": precision,
+        "threads": torch.get_num_threads() if engine.device.type == "cpu" else 0,  # sums are split among them
+        "decoder": _digest_of(engine.autoencoder.vae.state_dict().items(), {})[:12],
+    }
+
+
+def told(drawn_by: dict[str, Any]) -> str:
+    """`drawn_by` for people."""
+    threads = f", {drawn_by['threads']} threads" if drawn_by["threads"] else ""
+    words = f"{drawn_by['back_end']} on {drawn_by['device']}{threads}, {drawn_by['precision']}"
+    return f"{words}, decoder {drawn_by['decoder']}"
+
+
+def pack(state: dict[str, Tensor], first_latents: Sequence[Tensor], log: Sequence[Logged], facts: dict) -> bytes:
+    """A save file of a one-game state; `facts` (checkpoint id, name, settings, drawn_by) go into its header.
+
+    first_latents: L of (C, h, w), those of the first L rows of the log."""
+    facts = {"format_version": FORMAT_VERSION, "frame_number": int(state["frame_numbers"]), **facts, "log": log}
     tensors = {"latents": state["latents"][0], "actions": state["actions"][0], "seed": state["seeds"]}
+    tensors["first_latents"] = torch.stack(list(first_latents))
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     return bytes_of(tensors, {METADATA_KEY: json.dumps(facts)})
+
+
+def read_facts(contents: bytes) -> dict[str, Any]:
+    """The JSON object of a save file of this format; only `format_version`, `checkpoint`, `settings` and `drawn_by`
+    are checked, to their types. Raises BadInput."""
+    try:
+        header_bytes = int.from_bytes(contents[:8], "little")
+        facts = json.loads(json.loads(contents[8 : 8 + header_bytes])["__metadata__"][METADATA_KEY])
+        version = facts["format_version"]
+        if version != FORMAT_VERSION:
+            raise BadInput(f"this save is of format {version!r}, this program reads {FORMAT_VERSION}; play a new one")
+        texts = [facts["checkpoint"], *(facts["drawn_by"][n] for n in ("back_end", "device", "precision", "decoder"))]
+        threads = facts["drawn_by"]["threads"]
+        kinds = {name: type(facts["settings"][name]) for name in ("steps", "guidance", "noise")}
+        is_sound = all(type(text) is str and len(text) <= MOST_CHARS and text.isprintable() for text in texts)
+        is_sound &= type(threads) is int and 0 <= threads <= MOST_THREADS
+        is_sound &= kinds == {"steps": int, "guidance": float, "noise": int}
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        raise BadInput(NOT_A_SAVE) from None
+    if not is_sound:
+        raise BadInput(NOT_A_SAVE)
+    return facts
+
+
+def _checked_log(rows: object, engine: GameEngine, last_frame: int) -> tuple[Logged, ...]:
+    """A save's log, of the right types, frame by frame. Raises ValueError or TypeError for another one."""
+    length, config = engine.config.context_length, engine.config
+    log = tuple(Logged(*row) for row in rows)
+    if len(log) < length or [row.frame for row in log] != list(range(last_frame - len(log) + 1, last_frame + 1)):
+        raise ValueError("not one row per frame")
+    for number, row in enumerate(log):
+        if [type(value) for value in row] != [int, int, int, float, int, str]:
+            raise TypeError("not a row of the log")
+        is_drawn = number >= length or row.digest
+        if not 0 <= row.action < config.num_actions or (is_drawn and len(row.digest) != DIGEST_CHARS):
+            raise ValueError("no action, or no digest")
+    return log
 
 
 def unpack(contents: bytes, engine: GameEngine, checkpoint: str) -> Save:
     """Reads a save file for this engine. Raises BadInput for anything else, and for the save of another checkpoint."""
     config = engine.config
-    try:
-        header_bytes = int.from_bytes(contents[:8], "little")
-        facts = json.loads(json.loads(contents[8 : 8 + header_bytes])["__metadata__"][METADATA_KEY])
-        tensors = tensors_of(contents)
-        found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-        number, version, made_by = facts["frame_number"], facts["format_version"], facts["checkpoint"]
-        kinds = {name: type(facts["settings"][name]) for name in ("steps", "guidance", "noise")}
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        raise BadInput(NOT_A_SAVE) from None
-    if version != FORMAT_VERSION:
-        raise BadInput(f"this save is of format {version}, not {FORMAT_VERSION}; update the program")
-    if made_by != checkpoint:
+    facts = read_facts(contents)
+    if facts["checkpoint"] != checkpoint:
         raise BadInput("this save belongs to another model; start play.py with the model it was made with")
+    try:
+        number = facts["frame_number"]
+        if type(number) is not int or not 0 <= number < 2**31:
+            raise ValueError("no frame number")
+        log = _checked_log(facts["log"], engine, number)
+        tensors = tensors_of(contents)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError):
+        raise BadInput(NOT_A_SAVE) from None
+    window = ((config.context_length, *config.latent_shape), torch.float32)
     expected = {
-        "latents": ((config.context_length, *config.latent_shape), torch.float32),
+        "latents": window,
+        "first_latents": window,
         "actions": ((config.context_length - 1,), torch.int64),
         "seed": ((1,), torch.int64),
     }
-    is_sound = found == expected and type(number) is int and 0 <= number < 2**31
-    is_sound &= kinds == {"steps": int, "guidance": float, "noise": int}
-    if not is_sound or not torch.isfinite(tensors["latents"]).all():
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    if found != expected or not all(torch.isfinite(tensors[name]).all() for name in ("latents", "first_latents")):
         raise BadInput(NOT_A_SAVE)
-    actions = tensors["actions"]
-    if not 0 <= int(tensors["seed"]) < 2**31:
+    is_sound = tensors["actions"].tolist() == [row.action for row in log[len(log) - config.context_length + 1 :]]
+    if not is_sound or not 0 <= int(tensors["seed"]) < 2**31:
         raise BadInput(NOT_A_SAVE)
-    if len(actions) and not 0 <= int(actions.min()) <= int(actions.max()) < config.num_actions:
-        raise BadInput(NOT_A_SAVE)
-    state = {"latents": tensors["latents"][None], "actions": actions[None], "seeds": tensors["seed"].clone()}
-    return Save({**state, "frame_numbers": torch.tensor([number])}, facts)
+    state = {"latents": tensors["latents"][None], "actions": tensors["actions"][None], "seeds": tensors["seed"].clone()}
+    state["frame_numbers"] = torch.tensor([number])
+    return Save(state, tensors["first_latents"][None], log, facts)

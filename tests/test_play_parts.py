@@ -173,9 +173,10 @@ def test_a_loaded_save_plays_the_same_frames_on_with_the_settings_it_was_made_wi
     assert other.settings == Settings(1, 1.5, 2)
     assert [each.image for each in other.mailbox.pictures[-4:]] == [each.image for each in player.mailbox.pictures[-4:]]
     assert not [letter for kind, letter in other.mailbox.letters if kind == "problem"]
-    log = unpack(contents, loop.engine, loop.checkpoint).facts["log"]
-    assert log[-1] == [6, 0, 1, 1.5, 2] and [row[0] for row in log] == list(range(-3, 7))
-    loop.engine.backend.precision = "bfloat16"
+    log = unpack(contents, loop.engine, loop.checkpoint).log
+    assert log[-1][:5] == (6, 0, 1, 1.5, 2) and [row.frame for row in log] == list(range(-3, 7))
+    assert [bool(row.digest) for row in log] == [False] * 4 + [True] * 6
+    loop.drawn_by = {**loop.drawn_by, "precision": "bfloat16"}
     elsewhere = loop._saved(player, "there")
     other.wish("load", elsewhere)
     other_loop.serve(other)

@@ -338,6 +338,15 @@ def test_twenty_reconnects_a_second_a_vanishing_client_and_an_oversized_message_
     witness.end()
 
 
+def test_who_asks_for_saves_without_end_is_shown_out(server: Serving) -> None:
+    with server.join() as greedy:
+        next_frame(greedy)
+        with suppress(ConnectionClosed):
+            for _ in range(200):
+                send(greedy, type="save", name="again")
+        assert close_code(greedy) == 1008
+
+
 def test_a_slow_reader_gets_the_newest_frame_and_no_late_ones(server: Serving) -> None:
     with server.join() as slow, server.join() as quick:
         first = next_frame(slow)
