@@ -24,30 +24,16 @@ if TYPE_CHECKING:
 
 RANDOM = "random"
 TICS_PER_DECISION = 4  # of policy files that do not say
-POLICY_NAME = "best_model.zip"
 
 
 def find_policy(path_or_id: str) -> Path:
-    """The policy file of that name, or of a Hub repository owner/name: its best_model.zip, or its only .zip.
-
-    Raises BadInput when there is none."""
+    """The policy file of that name, or of a Hub repository owner/name. Raises BadInput when there is none."""
     path = Path(path_or_id)
     if path.is_file():
         return path
     if path.suffix == ".zip" or not HUB_ID.fullmatch(path_or_id):
         raise BadInput(f"no policy {path_or_id}; give a .zip that stage 1 trained, a Hub id owner/name, or `random`")
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(path_or_id, allow_patterns=["*.zip"]))
-    except Exception as error:  # the Hub client raises dozens of kinds; to the user all mean "cannot be had"
-        what = f"no such file, and no policy that can be fetched from the Hub ({type(error).__name__})"
-        raise BadInput(f"{path_or_id}: {what}; check the name and the connection") from None
-    found = sorted(folder.rglob("*.zip"))
-    named = [each for each in found if each.name == POLICY_NAME] or found
-    if len(named) != 1:
-        raise BadInput(f"{path_or_id}: {len(named)} policy files on the Hub, not one; download it and give its path")
-    return named[0]
+    return real_game.fetch_policy(path_or_id)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import real_game
 from agent import RANDOM, Policy, find_policy, load_policy, random_policy
 from command_line import BadInput
-from controls import counterparts
+from controls import counterparts, has_common_actions
 from real_game import GameSpec
 from replays import Replay, find_replays
 
@@ -62,8 +62,8 @@ def find_companions(
     Raises BadInput for what was asked for and cannot be; what is only missing is told on the page."""
     found = Companions(most_games=most_games, replays=find_replays(episodes, model))
     path = find_policy(policy) if policy not in (None, RANDOM) else None
-    if policy is None and real_game.SHIPPED_POLICY.is_file():
-        path = real_game.SHIPPED_POLICY
+    if policy is None and env is None:  # the shipped one plays Doom
+        path = real_game.shipped_policy()
     tables, space = [model["action_table"]], None
     try:
         facts = real_game.policy_facts(path) if path else {}
@@ -74,13 +74,12 @@ def find_companions(
         game = real_game.open_game(spec)
         space = game.observation_space if env else None
         table, tics_per_second = real_game.game_facts(game)
-        tables = [table]
         game.close()
         if tics_per_second != model["tics_per_second"]:
             what = f"the model's game has {model['tics_per_second']:g} tics a second, {spec.name} {tics_per_second:g}"
             raise BadInput(f"{what}; give the game it was trained on with --scenario or --env")
         found.actions = counterparts(model["action_table"], table, of=spec.name)
-        found.game = spec
+        found.game, tables = spec, [table]
         if env is None:
             tables.append(real_game.game_facts(real_game.open_game(spec, "seed"))[0])
         if most_games == 0:
@@ -94,6 +93,9 @@ def find_companions(
             found.policy = random_policy(tables[0])
         elif path:
             found.policy = load_policy(path, tables, space)
+            if not has_common_actions(found.policy.table, model["action_table"]):
+                found.policy = None
+                raise BadInput(f"{path.name} presses none of the buttons that the model knows; give another --policy")
     except BadInput as error:
         if policy:
             raise

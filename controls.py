@@ -80,3 +80,9 @@ def counterparts(
             raise BadInput(f"no action of {of} presses what {row['name']} does; it has {', '.join(has)}")
         found[int(row["id"])] = others[buttons]
     return found
+
+
+def has_common_actions(action_table: Sequence[dict[str, Any]], other_table: Sequence[dict[str, Any]]) -> bool:
+    """Whether any action of the one table, the no-op apart, can be played by the other's nearest."""
+    no_op, other_no_op = no_op_id(action_table), no_op_id(other_table)
+    return any(nearest_action(other_table, row_buttons(row, no_op)) != other_no_op for row in action_table)

@@ -71,6 +71,7 @@ def main(args: argparse.Namespace) -> None:
         check_writable("--clips", clips.folder)
     companions, listener = None, None
     if not args.replay:
+        listener = listen(args.host, args.port)
         episodes = find_episodes(dataset_folder(args.episodes, "episodes")) if args.episodes else ()
         companions = find_companions(
             config,
@@ -81,7 +82,6 @@ def main(args: argparse.Namespace) -> None:
             policy=args.policy,
             episodes=episodes,
         )
-        listener = listen(args.host, args.port)
     port = listener.getsockname()[1] if listener else None
     command_line.print_settings(args, model_folder=folder, port=port)
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from stable_baselines3 import PPO
 
 STAGE_ONE = Path(__file__).resolve().parent / "ViZDoomPPO"
-SHIPPED_POLICY = STAGE_ONE / "logs" / "models" / "deathmatch_simple" / "best_model.zip"
 OWN_SCENARIO = "deathmatch_simple"
 OBSERVATION_FACTS = ("observe_map", "observation_shrink")  # of a policy file, and arguments of DoomEnv
 LONGEST_TICS = 21_000  # ten minutes of Doom; then a game begins anew
@@ -142,6 +141,22 @@ def end_orphans() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ the agent
+
+
+def shipped_policy() -> Path | None:
+    """The policy file that comes with the program; None where there is none."""
+    with _named_errors():
+        from recording import DEFAULT_POLICY
+
+        return DEFAULT_POLICY if DEFAULT_POLICY.is_file() else None
+
+
+def fetch_policy(repo_id: str) -> Path:
+    """The policy file of a Hub repository. Raises BadInput when it cannot be had."""
+    with _named_errors():
+        from hub_repository import fetch_policy
+
+        return fetch_policy(repo_id)
 
 
 def policy_facts(path: Path) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from actions import action_table, table_rows
-from command import succeed
+from command import run_script, succeed
 from episode_factory import write_episode
+from hub_server import local_hub
 from play_runs import until
 from stage_one import parent_of
 from tiny_models import tiny_preset, tiny_world_model
@@ -222,7 +223,8 @@ def test_without_a_game_that_fits_the_page_is_told_why_and_what_was_asked_for_is
     with pytest.raises(BadInput, match="no scenario"):
         companions_of(doom_model(), scenario="nowhere")
     assert "turned off" in companions_of(doom_model(), most_games=0).greeting()["game"]["why_not"]
-    assert "--policy" in companions_of(doom_model(), policy=None).greeting()["agent"]["why_not"]
+    assert "none of the buttons" in companions_of(toy, policy=None).greeting()["agent"]["why_not"]
+    assert companions_of(doom_model(), policy=None).greeting()["agent"] == {"name": "best_model", "why_not": None}
 
 
 # ------------------------------------------------------------------------------------------------ agent
@@ -267,6 +269,30 @@ def test_a_policy_file_chooses_as_it_does_by_itself_and_names_its_own_actions(tm
         load_policy(path, (FULL,), None)
     with pytest.raises(BadInput, match="no policy nowhere.zip"):
         find_policy("nowhere.zip")
+
+
+def test_the_shipped_agent_plays_the_real_game_and_the_dream_alone(tmp_path: Path) -> None:
+    model = doom_model()
+    table = Table(tmp_path, companions_of(model, policy=None), model)
+    alone, beside = table.player(), begun(table)
+    for player in (alone, beside):
+        wish(player, "agent", on=True)
+        due = len(player.mailbox.pictures) + 25
+        table.serve_until(player, lambda player=player, due=due: len(player.mailbox.pictures) > due, "it plays")
+        assert len({picture.action for picture in player.mailbox.pictures}) > 2  # nobody has touched a key
+        assert not [letter for kind, letter in player.mailbox.letters if kind == "problem"]
+    table.loop.besides.close()
+
+
+def test_a_policy_that_the_hub_does_not_have_is_one_line(tmp_path: Path) -> None:
+    doom_model().save(tmp_path / "world_model")
+    with local_hub(tmp_path / "hub") as hub:
+        (hub.root / "models/owner/none").mkdir(parents=True)
+        online = hub.environment(tmp_path / "home", token=None)
+        words = ("--model_folder", tmp_path / "world_model", "--policy", "owner/none")
+        done = run_script("play.py", *words, cwd=tmp_path, extra=online)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("play.py: --policy owner/none: the repository has no .zip file")
 
 
 def test_the_agent_plays_the_dream_alone_when_it_can_see_it(table: Table) -> None:

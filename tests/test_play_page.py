@@ -180,7 +180,7 @@ def test_without_a_fitting_real_game_or_an_agent_the_buttons_say_why(page: "play
     page.keyboard.press("t")
     assert page.locator("#game_button").is_disabled() and page.locator("#agent").is_disabled()
     assert "tics a second" in page.locator("#game_why").inner_text()
-    assert "--policy" in page.locator("#agent_why").inner_text()
+    assert "no agent" in page.locator("#agent_why").inner_text()
     page.keyboard.press("b")
     page.keyboard.press("y")
     playing(page)
