@@ -25,6 +25,7 @@ from engine import GameEngine
 from messages import Message, Picture, RealPicture
 from metrics import psnr
 from pictures import encode_jpeg
+from play_recorder import REAL
 from players import Player
 from real_process import GameGone, RealGame
 from replays import RecordedKeys, Replay, ReplayedEpisode
@@ -52,6 +53,7 @@ class Beside:
     source: RealGame | ReplayedEpisode | None = None
     agent: Agent | RecordedKeys | None = None  # who has the keys in a person's place
     observation: Any = None  # what an agent sees of the real game now
+    screen: np.ndarray | None = None  # its frame now, at its own size
     dream: np.ndarray | None = None  # the frame drawn last
     action: int = 0  # that leads to the real frame that is to come
     is_in_step: bool = False
@@ -63,10 +65,16 @@ class Beside:
 class Besides:
     """The companions of all players.
 
-    jump: puts a player into a state of the engine, keys still held."""
+    jump: puts a player into a state of the engine, keys still held.  end_recording: completes what is recorded."""
 
-    def __init__(self, engine: GameEngine, companions: Companions, jump: Callable[[Player, dict], None]) -> None:
-        self.engine, self.companions, self._jump = engine, companions, jump
+    def __init__(
+        self,
+        engine: GameEngine,
+        companions: Companions,
+        jump: Callable[[Player, dict], None],
+        end_recording: Callable[[Player], None],
+    ) -> None:
+        self.engine, self.companions, self._jump, self._end_recording = engine, companions, jump, end_recording
         self._players: list[Player] = []  # who have a companion
         self._closing: list[Future] = []
 
@@ -185,7 +193,15 @@ class Besides:
             self._note(player, frame, action)
         self._resync(player)
 
+    def real_frame(self, player: Player) -> tuple[str, np.ndarray | None]:
+        """(name of the real game, its frame now, uint8 (H0, W0, 3)); None where none runs beside the dream."""
+        source = player.beside.source if player.beside is not None else None
+        if not isinstance(source, RealGame) or not source.is_on:
+            return "", None
+        return source.spec.name, player.beside.screen
+
     def _note(self, player: Player, frame: np.ndarray, action: int) -> None:
+        player.beside.screen = frame
         small = self.engine.autoencoder.resize_frames(frame[None])[0].cpu().numpy()
         player.beside.recent.append(RealMoment(small, action))
 
@@ -276,12 +292,15 @@ class Besides:
                 if seen is None:
                     return False
                 self._note(player, seen.frame, beside.action)
+                if REAL in player.recorders:
+                    player.recorders[REAL].add(seen.frame, beside.action)
                 beside.observation = seen.observation
             except GameGone as error:
                 self._lose(player, error)
                 seen = None
             self._show_waiting(player)
             if seen is not None and seen.is_over:
+                self._end_recording(player)
                 beside.source.begin(self._opening())
                 beside.is_in_step = False
                 if isinstance(beside.agent, RecordedKeys):
@@ -334,6 +353,8 @@ class Besides:
     def _close(self, player: Player) -> None:
         """Nothing stands beside the dream any more; an agent that needs the real game lets go of the keys."""
         beside, source = player.beside, player.beside.source
+        if REAL in player.recorders:
+            self._end_recording(player)
         if isinstance(source, RealGame):
             self._closing.append(source.close())
         elif source is not None:
@@ -343,6 +364,7 @@ class Besides:
         beside.what, beside.source, beside.observation, beside.is_in_step = "nothing", None, None, False
         beside.still = beside.ceiling_db = None
         beside.recent.clear()
+        beside.screen = None
         if isinstance(beside.agent, RecordedKeys) or (beside.agent is not None and self.companions.policy.see is None):
             beside.agent = None
 

@@ -23,7 +23,7 @@ from controls import nearest_action
 from engine import GameEngine
 from messages import Message, Picture, packed_save
 from pictures import encode_jpeg
-from play_recorder import Game, PlayRecorder
+from play_recorder import DREAM, REAL, Game, PlayRecorder
 from players import Moment, Player, Seats, Settings
 from saves import Logged, checkpoint_id, drawn_by, frame_digest, pack, told, unpack
 
@@ -50,7 +50,7 @@ class GameLoop(threading.Thread):
         self._recording: list[Player] = []
         self._unfinished: list[Future] = []
         jump = partial(self.jump, keeps_keys=True)
-        self.besides = Besides(engine, companions or Companions(), jump)
+        self.besides = Besides(engine, companions or Companions(), jump, self.end_recording)
 
     # ------------------------------------------------------------------------------------------------ from elsewhere
 
@@ -152,7 +152,7 @@ class GameLoop(threading.Thread):
         latent = player.state["latents"][0, -1].clone()  # a view would keep the whole window
         player.history.append(Moment(engine.frame_number, latent, action, settings, frame_digest(frame)))
         image = encode_jpeg(frame, JPEG_QUALITY)
-        if player.recorder is not None and not player.recorder.add(frame, action):
+        if DREAM in player.recorders and not player.recorders[DREAM].add(frame, action):
             self.end_recording(player)
         picture = Picture(
             player.timeline,
@@ -263,26 +263,38 @@ class GameLoop(threading.Thread):
     # ------------------------------------------------------------------------------------------------ recordings
 
     def _record(self, player: Player, *, has_episode: bool) -> None:
-        standing = self._standing_frame(player)
-        game = Game.dream(self.engine.config)
-        player.recorder = PlayRecorder(self.recordings, game, standing, has_episode=has_episode)
+        """The dream, and the real game too where it stands beside it."""
+        config, standing = self.engine.config, self._standing_frame(player)
+        games = {DREAM: (Game.dream(config), standing)}
+        scenario, frame = self.besides.real_frame(player)
+        if frame is not None:  # the same keys lead it, by the model's action ids
+            game = Game(REAL, scenario, config.action_table, config.tics_per_second, config.frame_stride)
+            games[REAL] = game, frame
+        player.recorders = {
+            kind: PlayRecorder(self.recordings, game, first, has_episode=has_episode)
+            for kind, (game, first) in games.items()
+        }
         self._recording.append(player)
         player.post("recording", {"type": "recording", "on": True, "text": "Recording…"})
 
     def end_recording(self, player: Player) -> None:
-        """Completes what is being recorded, in the recorder's own time."""
-        recorder, player.recorder = player.recorder, None
-        if recorder is None:
+        """Completes what is being recorded, in the recorders' own time."""
+        recorders, player.recorders = player.recorders, {}
+        if not recorders:
             return
         self._recording.remove(player)
+        told: list[str] = []
 
-        def told(error: Exception | None) -> None:
+        def tell(recorder: PlayRecorder, error: Exception | None) -> None:
             episode = f" and {recorder.episode}" if recorder.episode else ""
-            text = f"Recorded {recorder.frames} frames: {recorder.film}{episode}"
-            text = text if error is None else f"The recording could not be written: {error}"
-            player.post("recording", {"type": "recording", "on": False, "text": text})
+            what = "Recorded" if recorder.game.kind == DREAM else "Recorded of the real game"
+            text = f"{what} {recorder.frames} frames: {recorder.film}{episode}"
+            told.append(text if error is None else f"The recording could not be written: {error}")
+            if len(told) == len(recorders):
+                player.post("recording", {"type": "recording", "on": False, "text": ". ".join(sorted(told))})
 
-        self._unfinished = [each for each in self._unfinished if not each.done()] + [recorder.finish(told)]
+        self._unfinished = [each for each in self._unfinished if not each.done()]
+        self._unfinished += [recorder.finish(partial(tell, recorder)) for recorder in recorders.values()]
 
     def _finish_recordings(self) -> None:
         """Before the thread ends: what is being recorded becomes whole."""

@@ -22,6 +22,7 @@ from artifacts import replacing, write_json
 from model import WorldModelConfig
 from pictures import encode_jpeg
 
+DREAM, REAL = "dream", "real"  # kinds of games
 LONGEST_S = 600.0
 SHORTEST_EPISODE_S = 1.0  # a shorter one has no window to train on, and trainers refuse folders with such files
 BITS_PER_PIXEL = 0.25
@@ -33,7 +34,7 @@ class Game:
     """What is recorded: where its episodes go, its actions, its time. A frame follows the last after `tics_per_row`,
     for which an action holds."""
 
-    kind: str  # "dream" or "real"
+    kind: str  # DREAM or REAL
     scenario: str
     action_table: Sequence[dict[str, Any]]
     tics_per_second: float
@@ -48,7 +49,7 @@ class Game:
     def dream(cls, config: WorldModelConfig) -> "Game":
         """The game of a world model: every frame is a row."""
         name = f"dream of {config.geometry.preset}"
-        return cls("dream", name, config.action_table, config.tics_per_second, config.frame_stride)
+        return cls(DREAM, name, config.action_table, config.tics_per_second, config.frame_stride)
 
 
 class PlayRecorder:
@@ -63,7 +64,7 @@ class PlayRecorder:
         self.most_frames = round(LONGEST_S * game.frames_per_second)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="recorder")
         self._error: Exception | None = None
-        stem = f"play_{time.strftime('%Y%m%d_%H%M%S')}_{time.time_ns() % 10**9:09d}"
+        stem = f"{game.kind}_{time.strftime('%Y%m%d_%H%M%S')}_{time.time_ns() % 10**9:09d}"
         self.film = folder / f"{stem}.webm"
         self.episode = folder / game.kind / "level_0" / stem / real_game.episode_file(0) if has_episode else None
         self._actions: list[int] = []

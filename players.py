@@ -115,7 +115,7 @@ class Player:
     history: deque[Moment] = field(default_factory=deque)
     game: int = 0  # counts the games begun or loaded
     timeline: int = 0  # counts all jumps, rewinds too
-    recorder: PlayRecorder | None = None
+    recorders: dict[str, PlayRecorder] = field(default_factory=dict)  # at work now: of the dream, of the real game
     beside: "Beside | None" = None  # what was ever asked to stand beside the dream
     is_shown: bool = False  # whether the page was sent the frame that the game stands at
     # ---- both

@@ -26,11 +26,13 @@ from command_line import BadInput
 from companions import Companions, find_companions
 from controls import counterparts
 from engine import GameEngine
-from episodes import Episode
+from episodes import Episode, decode_frame, find_episodes
 from game_loop import GameLoop
 from messages import BESIDE_HEADER, FRAME_HEADER, Malformed, Picture, RealPicture, parse
 from metrics import psnr
 from model import LoadedWorldModel, build_world_model
+from pictures import encode_jpeg
+from play_recorder import JPEG_QUALITY as RECORDED_QUALITY
 from players import Player, Seats, Settings
 from real_game import GameSpec
 from replays import ReplayedEpisode, find_replays
@@ -172,6 +174,36 @@ def test_a_dream_that_jumps_is_not_measured_until_the_next_resync(table: Table) 
     table.loop.serve(player)
     assert player.mailbox.state() == "in_step"
     table.serve_until(player, lambda: player.mailbox.pictures[-1].real.psnr_db > 0, "the dream is measured again")
+
+
+def test_one_wish_records_the_dream_and_the_persons_play_of_the_real_game_apart(table: Table, tmp_path: Path) -> None:
+    player = begun(table)
+    seed, before = player.beside.source.seed, len(player.history) - 1
+    wish(player, "record", on=True, episode=True)
+    for number, button in enumerate(("TURN_LEFT", "MOVE_FORWARD", "TURN_RIGHT", "ATTACK") * 4, 1):
+        player.press(number, (button,))
+        due = len(player.mailbox.pictures) + 1
+        table.serve_until(player, lambda due=due: len(player.mailbox.pictures) >= due, "a pair comes")
+    player.pause(True)
+    wish(player, "record", on=False, episode=False)
+    table.loop.serve(player)
+    until(lambda: any(letter.get("on") is False for _, letter in player.mailbox.letters), "the files are whole")
+    (real,), (dream,) = find_episodes(tmp_path / "real"), find_episodes(tmp_path / "dream")
+    said = next(letter["text"] for _, letter in player.mailbox.letters if letter.get("on") is False)
+    assert str(real) in said and str(dream) in said and len(list(tmp_path.glob("*.webm"))) == 2
+    assert Episode(dream).info.metadata["scenario"] == "dream of smoke" and len(Episode(dream).actions) >= 16
+
+    actions = [moment.action for moment in player.history][1:]  # all that the real game was given
+    episode = Episode(real)
+    assert (episode.info.width, episode.info.height, episode.info.tics_per_row) == (160, 120, STRIDE)
+    frames = frames_again(seed, actions)
+    recorded = episode.read_frames(np.arange(len(episode.actions)))
+    assert len(recorded) >= 15
+    wanted = np.stack([decode_frame(encode_jpeg(frame, RECORDED_QUALITY)) for frame in frames])
+    # The first frame is the one that the real game stood at, which may have been a frame behind the dream.
+    first = next(row for row in (before, before - 1) if np.array_equal(recorded[0], wanted[row]))
+    assert episode.actions.tolist() == actions[first : first + len(recorded)]
+    assert np.array_equal(recorded, wanted[first : first + len(recorded)])
 
 
 def test_an_engine_that_dies_leaves_the_player_dreaming_and_no_process(table: Table) -> None:
