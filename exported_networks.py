@@ -137,7 +137,7 @@ def _export_module(module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[s
             torch.onnx.export(
                 module,
                 inputs,
-                path,
+                str(path),  # a Path would fail beyond 2 GiB, where weights go into files of their own
                 dynamo=False,
                 input_names=list(names),
                 output_names=["output"],
