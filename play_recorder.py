@@ -24,7 +24,7 @@ from pictures import encode_jpeg
 
 DREAM, REAL = "dream", "real"  # kinds of games
 LONGEST_S = 600.0
-SHORTEST_EPISODE_S = 1.0  # a shorter one has no window to train on, and trainers refuse folders with such files
+SHORTEST_EPISODE_ROWS = 2  # a shorter one has no window to train on, and trainers refuse folders with such files
 BITS_PER_PIXEL = 0.25
 JPEG_QUALITY = 90
 
@@ -139,7 +139,7 @@ class PlayRecorder:
         names = {str(row["id"]): row["name"] for row in self.game.action_table}
         facts = {"frames_per_second": self.game.frames_per_second, "names": names, "actions": self._actions}
         write_json(self.film.with_suffix(".json"), {"game": self.game.kind, **facts})
-        if self._writer is not None and len(self._actions) >= SHORTEST_EPISODE_S * self.game.frames_per_second:
+        if self._writer is not None and len(self._actions) >= SHORTEST_EPISODE_ROWS:
             self._writer.finish()
         else:
             self._discard_episode()
