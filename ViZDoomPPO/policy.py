@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium
 import torch
 from button_policy import PRESSES, ButtonCnnPolicy, ButtonMlpPolicy, ButtonMultiInputPolicy, ButtonRepeatingPolicy
-from console import BadInput
+from console import BadInput, writing
 from episode_recorder import partial_path
 from gymnasium import spaces
 from observation import SCREEN
@@ -108,16 +108,41 @@ class GamePPO(PPO):
             return super().collect_rollouts(*args, **kwargs)
 
 
-def save_policy(path: Path, model: PPO, facts: dict, state: dict | None = None) -> None:
-    """Writes policy and optimizer with their JSON companions as one zip, under its name only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save_policy(
+    path: Path, model: PPO, facts: dict, state: dict | None = None, *, keep_old: Path | None = None
+) -> None:
+    """Writes policy and optimizer with their JSON companions as one zip, under its name only when it is complete.
+
+    keep_old: where the file that had this name goes. Raises BadInput when it cannot be written; the old one stays."""
     temporary = partial_path(path)
-    model.save(temporary)
-    with zipfile.ZipFile(temporary, "a") as archive:
-        archive.writestr(FACTS_MEMBER, json.dumps(facts, indent=2))
-        if state is not None:
-            archive.writestr(STATE_MEMBER, json.dumps(state, indent=2))
-    os.replace(temporary, path)
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            model.save(temporary)
+            with zipfile.ZipFile(temporary, "a") as archive:
+                archive.writestr(FACTS_MEMBER, json.dumps(facts, indent=2))
+                if state is not None:
+                    archive.writestr(STATE_MEMBER, json.dumps(state, indent=2))
+            if keep_old is not None and path.exists():
+                os.replace(path, keep_old)
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def finite(model: PPO) -> Iterator[None]:
+    """Around learning: BadInput where it leaves a weight, or what the policy says, that is not a finite number."""
+    cure = "nothing of it was saved: the same command with --resume goes on before it, with a lower --learning_rate"
+    try:
+        yield
+    except ValueError as error:
+        if "Expected parameter" not in str(error):  # what torch's distributions say of NaN
+            raise
+        raise BadInput(f"the policy's probabilities are not finite numbers; {cure}") from error
+    for name, weight in model.policy.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise BadInput(f"the policy's weights {name} are not finite numbers; {cure}")
 
 
 def copy_weights(source: Path, target: Path) -> None:

@@ -6,12 +6,14 @@ Knows no game and no network. Used by the training script.
 import argparse
 import json
 import os
+import zipfile
+import zlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from console import BadInput
+from console import BadInput, writing
 
 LEVEL_THRESHOLDS = (5.0, 10.0, 15.0, 20.0, 25.0)  # mean return, in kills, that leads from level k to k + 1
 RETURNS_PER_LEVEL = 10  # the mean is over this many episodes
@@ -71,6 +73,31 @@ def saved_progress(path: Path) -> Progress | None:
     return Progress(**state)
 
 
+def whole_checkpoint(checkpoint: Path, previous: Path) -> None:
+    """Puts the checkpoint before it in the place of one that a disk has damaged, or that is missing; says so.
+
+    A killed run damages none. Raises BadInput when both are damaged."""
+    damage = {path: _damage(path) for path in (checkpoint, previous) if path.exists()}
+    if damage.get(checkpoint, "missing") is None or not damage:
+        return
+    if damage.get(previous, "missing") is not None:
+        what = f"{checkpoint} is {damage.get(checkpoint, 'missing')}, {previous.name} too"
+        raise BadInput(f"{what}; move both away to begin again")
+    print(f"{checkpoint.name} is {damage.get(checkpoint, 'missing')}: going on from {previous.name}", flush=True)
+    with writing(checkpoint):
+        os.replace(previous, checkpoint)
+
+
+def _damage(path: Path) -> str | None:
+    """What keeps a zip from being read whole, None when nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        return f"damaged ({error})"
+    return broken and f"damaged at {broken}"
+
+
 def rank(evaluation: dict[str, float]) -> tuple[float, float]:
     """Returns on different levels do not compare: whoever reached the higher one is better."""
     return evaluation["level"], evaluation["mean_return"]
@@ -86,7 +113,7 @@ def best_rank(path: Path) -> tuple[float, float]:
 
 def add_line(path: Path, line: dict) -> None:
     """Appends one JSON line to metrics.jsonl."""
-    with open(path, "a", encoding="utf-8") as file:
+    with writing(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
@@ -103,5 +130,6 @@ def forget_lines_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue  # cut short by the kill
-    partial_path(path).write_text("".join(kept), encoding="utf-8")
-    os.replace(partial_path(path), path)
+    with writing(path):
+        partial_path(path).write_text("".join(kept), encoding="utf-8")
+        os.replace(partial_path(path), path)

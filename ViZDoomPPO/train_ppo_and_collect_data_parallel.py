@@ -20,13 +20,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from console import BadInput, add_device_flag, add_preset, parser, print_settings, resolve_device, run
+from console import (
+    BadInput,
+    add_device_flag,
+    add_preset,
+    check_writable,
+    parser,
+    print_settings,
+    resolve_device,
+    run,
+    writing,
+)
 from hub_repository import add_hub_flags, check_hub_flags, open_repository
-from progress import LEVEL_THRESHOLDS, Progress, add_line, best_rank, forget_lines_after, rank, saved_progress
+from progress import (
+    LEVEL_THRESHOLDS,
+    Progress,
+    add_line,
+    best_rank,
+    forget_lines_after,
+    rank,
+    saved_progress,
+    whole_checkpoint,
+)
 from rewards import REWARDS
 from training_games import AGENT_FLAGS, GAME_FLAGS, RECORDING_FLAGS, STOP_SIGNALS, open_envs
 
-CHECKPOINT_NAME, BEST_NAME = "last_model.zip", "best_model.zip"
+CHECKPOINT_NAME, PREVIOUS_NAME, BEST_NAME = "last_model.zip", "previous_model.zip", "best_model.zip"
 METRICS_NAME = "metrics.jsonl"
 PPO_FLAGS = ("n_train_envs", "n_steps", "batch_size", "n_epochs", "learning_rate", "gamma", "gae_lambda")
 PPO_FLAGS += ("ent_coef", "clip_range", "seed")
@@ -207,10 +226,13 @@ class Training:
 
     def learn(self) -> None:
         """One rollout in every game, then one update of the policy; cut short by a signal or the end of the time."""
+        from policy import finite
+
         began_s, began_steps = time.monotonic(), self.progress.agent_steps
         self.places = []
         rollout_steps = self.args.n_steps * self.envs.num_envs
-        self.model.learn(rollout_steps, callback=self._after_step, reset_num_timesteps=False)
+        with finite(self.model):
+            self.model.learn(rollout_steps, callback=self._after_step, reset_num_timesteps=False)
         self.progress.updates = self.model._n_updates
         self._log((self.progress.agent_steps - began_steps) / (time.monotonic() - began_s))
 
@@ -289,14 +311,17 @@ class Training:
             raise Stopped
 
     def save(self) -> None:
-        """The checkpoint: policy, optimizer and progress in one file, replaced as one."""
+        """The checkpoint: policy, optimizer and progress in one file, replaced as one; the one before it is kept."""
         from episode_recorder import partial_path
         from policy import save_policy
 
-        save_policy(self.checkpoint, self.model, self.facts, state=asdict(self.progress))
+        previous = self.args.run_dir / PREVIOUS_NAME
+        save_policy(self.checkpoint, self.model, self.facts, state=asdict(self.progress), keep_old=previous)
         evaluations = self.args.run_dir / "evaluations.json"
-        partial_path(evaluations).write_text(json.dumps(self.progress.evaluations, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial_path(evaluations), evaluations)
+        with writing(evaluations):
+            text = json.dumps(self.progress.evaluations, indent=2) + "\n"
+            partial_path(evaluations).write_text(text, encoding="utf-8")
+            os.replace(partial_path(evaluations), evaluations)
 
     def close(self) -> None:
         self.bar.close()
@@ -353,8 +378,10 @@ def main(args: argparse.Namespace) -> None:
         args.scenario = str(Path(args.scenario).resolve())  # the policy remembers it, from any folder
     args.out_base_dir = args.out_base_dir.resolve()
     args.run_dir = (args.run_dir or args.out_base_dir / "policy").resolve()
-    checkpoint = args.run_dir / CHECKPOINT_NAME
-    if checkpoint.exists() and not args.resume:
+    checkpoint, previous = args.run_dir / CHECKPOINT_NAME, args.run_dir / PREVIOUS_NAME
+    check_writable(args.out_base_dir)
+    check_writable(args.run_dir)
+    if (checkpoint.exists() or previous.exists()) and not args.resume:
         raise BadInput(f"{args.run_dir} holds another run; add --resume to go on with it, or choose other folders")
 
     from actions import table_rows
@@ -391,7 +418,9 @@ def main(args: argparse.Namespace) -> None:
         resume=args.resume,
         cure="add --resume to go on with its own run, or choose another --out_base_dir",
     ):
-        args.run_dir.mkdir(parents=True, exist_ok=True)
+        with writing(args.run_dir):
+            args.run_dir.mkdir(parents=True, exist_ok=True)
+        whole_checkpoint(checkpoint, previous)
         progress = saved_progress(checkpoint)
         if progress and progress.is_finished(args) and progress.is_evaluated():
             print(f"already complete, nothing to do: {result_line(args, progress)}")

@@ -1,6 +1,7 @@
 """Recording survives what goes wrong: kills, dying workers and engines, full and unwritable disks, poisoned files."""
 
 import contextlib
+import io
 import os
 import pickle
 import random
@@ -174,6 +175,73 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = call(TRAIN, "--out_base_dir", folder, *ONE_GAME, "--total_timesteps", "64")
     assert result.returncode == 0, result.stderr
     return folder / "policy" / "last_model.zip"
+
+
+@pytest.fixture
+def kept_run(tmp_path: Path, checkpoint: Path) -> list[str | Path]:
+    """The flags of a run that goes on from a copy of `checkpoint`, which has one before it."""
+    (tmp_path / "run").mkdir()
+    for name in ("last_model.zip", "previous_model.zip"):
+        (tmp_path / "run" / name).write_bytes((checkpoint.parent / name).read_bytes())
+    return [*ONE_GAME, "--out_base_dir", tmp_path / "out", "--run_dir", tmp_path / "run", "--resume"]
+
+
+def last_line(result: subprocess.CompletedProcess[str]) -> str:
+    """The refusal of a training: exit code 2, no traceback."""
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr[-3000:]
+    return result.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's always full disk")
+def test_a_full_disk_ends_the_training_in_one_line_and_its_checkpoint_goes_on(
+    kept_run: list[str | Path], tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "run" / "last_model.zip"
+    before = checkpoint.read_bytes()
+    partial_path(checkpoint).symlink_to("/dev/full")
+    said = last_line(call(TRAIN, *kept_run, "--total_timesteps", "96"))
+    assert said.startswith(f"{TRAIN.name}: cannot write ") and "No space left on device" in said
+    assert checkpoint.read_bytes() == before and not list((tmp_path / "run").glob(".*"))
+    going_on = call(TRAIN, *kept_run, "--total_timesteps", "96")
+    assert going_on.returncode == 0, going_on.stderr[-3000:]
+
+
+def test_a_training_is_refused_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    for flags in (
+        ["--out_base_dir", tmp_path / "file"],
+        ["--out_base_dir", tmp_path, "--run_dir", tmp_path / "file/x"],
+    ):
+        assert is_refused(call(TRAIN, *ONE_GAME, *flags), "cannot write", str(tmp_path / "file"), "not a folder")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_checkpoint_cut_short_gives_way_to_the_one_before(kept_run: list[str | Path], tmp_path: Path) -> None:
+    checkpoint, previous = (tmp_path / "run" / name for name in ("last_model.zip", "previous_model.zip"))
+    good = checkpoint.read_bytes()
+    checkpoint.write_bytes(good[: len(good) // 2])
+    going_on = call(TRAIN, *kept_run, "--total_timesteps", "96")
+    assert going_on.returncode == 0, going_on.stderr[-3000:]
+    assert "last_model.zip is damaged (" in going_on.stdout and "going on from previous_model.zip" in going_on.stdout
+    for path in (checkpoint, previous):
+        path.write_bytes(good[: len(good) // 2])
+    said = last_line(call(TRAIN, *kept_run, "--total_timesteps", "128"))
+    assert "last_model.zip is damaged (" in said and "previous_model.zip too; move both away" in said
+
+
+def test_weights_that_blow_up_end_the_training_in_one_line_and_are_never_saved(
+    kept_run: list[str | Path], tmp_path: Path
+) -> None:
+    import torch
+
+    checkpoint = tmp_path / "run" / "last_model.zip"
+    said = last_line(call(TRAIN, *kept_run, "--total_timesteps", "640", "--learning_rate", "1e30", "--n_epochs", "2"))
+    assert "are not finite numbers; nothing of it was saved" in said and "lower --learning_rate" in said
+    with zipfile.ZipFile(checkpoint) as archive:
+        weights = torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True)
+    assert all(bool(torch.isfinite(weight).all()) for weight in weights.values())
+    going_on = call(TRAIN, *kept_run, "--total_timesteps", "96")
+    assert going_on.returncode == 0, going_on.stderr[-3000:]
 
 
 class Payload:
