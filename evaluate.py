@@ -33,7 +33,11 @@ def build_parser() -> argparse.ArgumentParser:
     arguments = command_line.parser(__doc__)
     add, positive = arguments.add_argument, command_line.positive
     add("--model_folder", required=True, help="world-model folder, run folder or Hub id")
-    add("--episodes", required=True, help="folder of episode_*.parquet; what lies below `eval` is held out")
+    add(
+        "--episodes",
+        required=True,
+        help="folder of episode_*.parquet, or data set on the Hub; what lies below `eval` is held out",
+    )
     add("--output_folder", type=Path, required=True, help=f"folder for {RESULT_NAME}")
     add("--vae_ft_model_folder", help="tuned decoder: folder or Hub id; default: the world model's own")
     add("--pieces", nargs="+", choices=PIECES, default=list(PIECES), help="what to measure now")
@@ -53,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from artifacts import check_writable
+    from dataset_folders import dataset_folder
     from episodes import common_facts, find_episodes, inspect_episode, rows_per_stride
     from model_folders import Geometry, autoencoder_of, find_autoencoder, find_world_model, read_world_model_config
 
@@ -61,6 +66,7 @@ def main(args: argparse.Namespace) -> None:
     config = read_world_model_config(folder)
     autoencoder = args.vae_ft_model_folder or autoencoder_of(folder)
     vae_folder, _ = find_autoencoder(autoencoder, geometry=Geometry(**config["geometry"]))
+    args.episodes = str(dataset_folder(args.episodes, "episodes"))
     paths = [path.absolute() for path in find_episodes(args.episodes)]
     train_paths, held_out_paths = divide(paths)
     infos = [inspect_episode(path) for path in paths]

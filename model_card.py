@@ -141,12 +141,18 @@ def _newest_sample(run_folder: Path, name: str) -> dict[str, Path]:
 
 
 def _licence_of(bases: Sequence[str]) -> dict[str, str]:
-    """The front matter's licence: ours for weights of our own, else what the first base demands.
+    """The front matter's licence: ours for weights of our own, else what the bases demand.
 
-    That is Stable Diffusion's, unless the base is another repository on the Hub: then its own card says."""
-    if not bases:
-        return {"license": OWN_LICENCE}
-    base = bases[0]
+    Of several that demand different things Stable Diffusion's counts if it is among them, for it must be passed on;
+    otherwise the first one's that is not ours."""
+    told = [_licence_of_base(base) for base in bases]
+    of_stable_diffusion = [licence for licence in told if licence["license"] == BASE_LICENCE]
+    others = [licence for licence in told if licence["license"] != OWN_LICENCE]
+    return [*of_stable_diffusion, *others, {"license": OWN_LICENCE}][0]
+
+
+def _licence_of_base(base: str) -> dict[str, str]:
+    """Stable Diffusion's, unless the base is another repository on the Hub: then its own card says."""
     if base == STABLE_DIFFUSION or not HUB_ID.fullmatch(base):
         return {"license": BASE_LICENCE, "license_link": BASE_LICENCE_URL}
     try:
@@ -277,7 +283,8 @@ def _licence_section(bases: Sequence[str], licence: Mapping[str, str]) -> str:
     name = licence.get("license_name", licence["license"])
     link = f" ({licence['license_link']})" if "license_link" in licence else ""
     terms = ", the use restrictions of its attachment A included, which whoever passes them on must pass on too"
+    names = " and ".join(f"`{base}`" for base in bases)
     return (
-        f"## Licence\n\nDerived from `{bases[0]}`, whose licence applies to these weights: {name}{link}"
+        f"## Licence\n\nDerived from {names}, whose licence applies to these weights: {name}{link}"
         f"{terms if licence['license'] == BASE_LICENCE else ''}. {PICTURES}"
     )

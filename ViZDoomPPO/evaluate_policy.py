@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from console import BadInput, add_device_flag, check_writable, parser, print_settings, resolve_device, run, writing
+from hub_repository import HUB_ID, fetch_policy
 from recording import DEFAULT_POLICY, RANDOM, SPLITS, Recording, check_game, chooser, make_recording
 
 COLUMNS = ("frags", "deaths", "areas", "rooms", "reward")
@@ -27,7 +28,7 @@ SCENARIOS = Path(__file__).resolve().parent / "scenarios"
 def build_parser() -> argparse.ArgumentParser:
     arguments = parser(__doc__)
     add = arguments.add_argument
-    add("--policy", default=str(DEFAULT_POLICY), help="policy file (.zip)")
+    add("--policy", default=str(DEFAULT_POLICY), help="policy file (.zip) or its Hub id")
     add("--episodes", type=int, default=20, help="of the policy, and as many at random")
     add("--scenario", help="Doom scenario; default: the policy's own")
     add("--action_set", choices=("full", "seed"), help="Doom buttons; default: the policy's own, else full")
@@ -47,6 +48,8 @@ def check_flags(args: argparse.Namespace) -> None:
     for name, least in {"episodes": 1, "bots": 0, "episode_tics": 1, "seed": 0}.items():
         if getattr(args, name) < least:
             raise BadInput(f"--{name} {getattr(args, name)} is too small; give {least} or more")
+    if HUB_ID.fullmatch(args.policy) and not Path(args.policy).parent.exists():
+        args.policy = str(fetch_policy(args.policy))
     if not Path(args.policy).is_file():
         raise BadInput(f"no policy {args.policy}; train one with train_ppo_and_collect_data_parallel.py")
     if args.json is not None:

@@ -185,6 +185,9 @@ def test_weights_from_stable_diffusion_stay_under_its_licence(base: Path, tmp_pa
     vae.write_text(vae.read_text().replace("AutoencoderTiny", "AutoencoderKL"))
     card, _ = world_model_card(run_folder, "owner/dream", dataclasses.replace(training, base=None))
     assert card.data.license == "creativeml-openrail-m" and "Derived from `eyes`" in card.text
+    both = dataclasses.replace(training, base="club/unknown", autoencoder=STABLE_DIFFUSION)  # the stricter one counts
+    card, _ = world_model_card(run_folder, "owner/dream", both)
+    assert card.data.license == "creativeml-openrail-m" and card.data.base_model == ["club/unknown", STABLE_DIFFUSION]
 
 
 @pytest.mark.parametrize(
