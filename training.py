@@ -45,6 +45,7 @@ from run_folder import (
 from window_sampler import WindowSampler
 
 LOG_EVERY_SECONDS = 10.0
+GIVE_BACK_S = 0.5  # see TrainingRun.close
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -402,6 +403,10 @@ class TrainingRun:
             self.bar.close()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        if self.accelerator.num_processes > 1:
+            # gloo's thread still has to give back the tensors of the last exchange, for which it needs the interpreter;
+            # the destructor of the process group would hold that while it waits for the thread, and both for ever.
+            time.sleep(GIVE_BACK_S)
 
 
 def uses_channels_last(args: argparse.Namespace, device: torch.device) -> bool:
