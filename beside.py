@@ -6,11 +6,13 @@ real frame than a frame takes. Knows players, no sockets. Used by game_loop.py.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +64,27 @@ class Beside:
     waiting: tuple[Picture, np.ndarray] | None = None  # a dreamed frame until its real one has come
 
 
+def _contained(instead: Callable[..., Any], lets_through: tuple[type[Exception], ...] = ()) -> Callable:
+    """Of a method of Besides: an error of the player's companion, whatever it is, ends the companion and nothing else.
+
+    instead: what the call gives then, of its arguments after the player."""
+
+    def contain(method: Callable) -> Callable:
+        @functools.wraps(method)
+        def call(besides: "Besides", player: Player, *args: Any) -> Any:
+            try:
+                return method(besides, player, *args)
+            except lets_through:
+                raise
+            except Exception as error:
+                besides._fail(player, error)
+                return instead(*args)
+
+        return call
+
+    return contain
+
+
 class Besides:
     """The companions of all players.
 
@@ -80,6 +103,7 @@ class Besides:
 
     # ------------------------------------------------------------------------------------------------ wishes
 
+    @_contained(lambda *_: None, lets_through=(BadInput,))
     def fulfil(self, player: Player, kind: str, wish: Message) -> None:
         """A wish of the kinds "beside", "agent" and "resync". Raises BadInput for what cannot be."""
         if player.beside is None:
@@ -171,16 +195,13 @@ class Besides:
 
     # ------------------------------------------------------------------------------------------------ re-sync
 
+    @_contained(lambda *_: None)
     def attend(self, player: Player) -> None:
         """Looks whether a real game has begun, and lets the dream begin where it does."""
         beside = player.beside
         if not isinstance(beside.source, RealGame):
             return
-        try:
-            beginning = beside.source.beginning()
-        except GameGone as error:
-            self._lose(player, error)
-            return
+        beginning = beside.source.beginning()
         if beginning is not None:
             beside.observation = beginning.observation
             self._begin(player, beginning.frames, beginning.actions)
@@ -236,6 +257,7 @@ class Besides:
 
     # ------------------------------------------------------------------------------------------------ frame by frame
 
+    @_contained(lambda action, number: (action, number))
     def lead(self, player: Player, action: int, number: int) -> tuple[int, int]:
         """(the action of the next frame, the input it is of): the person's, or that of who has the keys.
 
@@ -253,11 +275,8 @@ class Besides:
             chosen, number = self._chosen(player, is_real), 0
             action = self.engine.config.no_op if chosen is None else chosen
         if is_real:
-            try:
-                beside.source.ask(action)
-                beside.action = action
-            except GameGone as error:
-                self._lose(player, error)
+            beside.source.ask(action)
+            beside.action = action
         return action, number
 
     def _chosen(self, player: Player, is_real: bool) -> int | None:
@@ -272,34 +291,29 @@ class Besides:
             self.tell(player)
         return chosen
 
+    @_contained(lambda *_: None)
     def keep(self, player: Player, picture: Picture, frame: np.ndarray) -> None:
         """A dreamed frame, uint8 (H, W, 3), that waits for its real one."""
         beside = player.beside
         beside.dream = frame
         beside.waiting = (picture, frame)
         if isinstance(beside.source, ReplayedEpisode) and beside.source.action is not None:
-            try:
-                self._note(player, beside.source.next_frame(), beside.action)
-            except BadInput as error:  # a damaged file
-                self._end(player, str(error))
+            self._note(player, beside.source.next_frame(), beside.action)
 
+    @_contained(lambda *_: True)
     def deliver(self, player: Player, timeout_s: float) -> bool:
         """Shows the pair that waits, once it is one. Returns whether the next frame can be played."""
         beside = player.beside
         if isinstance(beside.source, RealGame) and beside.source.is_asked:
-            try:
-                seen = beside.source.answer(timeout_s)
-                if seen is None:
-                    return False
-                self._note(player, seen.frame, beside.action)
-                if REAL in player.recorders:
-                    player.recorders[REAL].add(seen.frame, beside.action)
-                beside.observation = seen.observation
-            except GameGone as error:
-                self._lose(player, error)
-                seen = None
+            seen = beside.source.answer(timeout_s)
+            if seen is None:
+                return False
+            self._note(player, seen.frame, beside.action)
+            if REAL in player.recorders:
+                player.recorders[REAL].add(seen.frame, beside.action)
+            beside.observation = seen.observation
             self._show_waiting(player)
-            if seen is not None and seen.is_over:
+            if seen.is_over:
                 self._end_recording(player)
                 beside.source.begin(self._opening())
                 beside.is_in_step = False
@@ -315,6 +329,7 @@ class Besides:
             (picture, frame), beside.waiting = beside.waiting, None
             player.show(self.paired(player, picture, frame))
 
+    @_contained(lambda picture, frame: picture)
     def paired(self, player: Player, picture: Picture, frame: np.ndarray) -> Picture:
         """A picture of the dreamed `frame`, uint8 (H, W, 3), with the real one beside it where there is one."""
         beside = player.beside
@@ -342,8 +357,16 @@ class Besides:
         letter = {"what": beside.what, "state": state, "keys": keys, "ceiling_db": beside.ceiling_db}
         player.post("beside", {"type": "beside", **letter})
 
-    def _lose(self, player: Player, error: GameGone) -> None:
-        self._end(player, f"The real game has ended: {error}.")
+    def _fail(self, player: Player, error: Exception) -> None:
+        """Ends a companion that went wrong; what was drawn already is shown without it."""
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, GameGone):
+            text = f"The real game has ended: {reason}."
+        else:
+            player.beside.agent = None  # it may be what failed
+            text = f"What stood beside the dream has failed and ended: {reason}."
+        self._end(player, text)
+        self._show_waiting(player)
 
     def _end(self, player: Player, text: str) -> None:
         self._close(player)
@@ -355,12 +378,13 @@ class Besides:
         beside, source = player.beside, player.beside.source
         if REAL in player.recorders:
             self._end_recording(player)
+        if source is not None:
+            self._players.remove(player)
         if isinstance(source, RealGame):
             self._closing.append(source.close())
         elif source is not None:
-            source.close()
-        if source is not None:
-            self._players.remove(player)
+            with suppress(Exception):  # a damaged file is as good as closed
+                source.close()
         beside.what, beside.source, beside.observation, beside.is_in_step = "nothing", None, None, False
         beside.still = beside.ceiling_db = None
         beside.recent.clear()

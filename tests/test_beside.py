@@ -345,6 +345,58 @@ def test_the_agent_plays_the_dream_alone_when_it_can_see_it(table: Table) -> Non
     assert "start the real game first" in dict(player.mailbox.letters)["problem"]["text"]
 
 
+# ------------------------------------------------------------------------------------------------ what goes wrong
+
+
+def broken(*_: object) -> int:
+    raise RuntimeError("out of\norder")
+
+
+def told(player: Player) -> str:
+    """The last problem that the page was told of; it is one line."""
+    text = dict(player.mailbox.letters).get("problem", {"text": ""})["text"]
+    assert "\n" not in text
+    return text
+
+
+def test_an_agent_that_fails_lets_go_of_the_keys_and_the_dream_goes_on(table: Table) -> None:
+    other, player = table.player(), begun(table)
+    table.loop.besides.companions.policy = dataclasses.replace(random_policy(FULL), choose=broken)
+    for each in (other, player):
+        table.loop.serve(each)
+        wish(each, "agent", on=True)
+        before = int(each.state["frame_numbers"])
+        table.serve_until(each, lambda each=each: "failed" in told(each), "the failure is told")
+        assert "out of order" in told(each) and each.mailbox.letters[-1][1]["keys"] == "person"
+        table.serve_until(
+            each, lambda each=each, before=before: int(each.state["frame_numbers"]) > before + 1, "it dreams"
+        )
+    assert player.mailbox.state() == "nothing" and player.mailbox.pictures[-1].real is None
+    player.mailbox.letters.clear()
+    for ended in table.loop.besides._closing:
+        ended.result(DEADLINE_S)
+    wish(player, "beside", what="game", episode=0)  # the agent plays its first frames, in a thread of their own
+    table.serve_until(player, lambda: "failed" in told(player), "so is one at the beginning")
+
+
+def test_an_episode_that_fails_half_way_ends_and_the_dream_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = doom_model()
+    path = recorded(tmp_path / "play", "episode_0.parquet", [0] * 60)
+    table = Table(tmp_path, companions_of(model, episodes=[path]), model)
+    player = table.player()
+    for name in ("next_frame", "action"):
+        wish(player, "beside", what="episode", episode=0)
+        table.serve_until(player, lambda: player.mailbox.state() == "in_step", "it begins")
+        with monkeypatch.context() as patch:
+            patch.setattr(ReplayedEpisode, name, broken if name == "next_frame" else property(broken))
+            shown = len(player.mailbox.pictures)
+            table.serve_until(player, lambda: "failed" in told(player), "the failure is told")
+        assert player.mailbox.state() == "nothing" and len(player.mailbox.pictures) == shown + 1
+        player.mailbox.letters.clear()
+
+
 # ------------------------------------------------------------------------------------------------ replays
 
 
