@@ -11,6 +11,7 @@ token that they need. Ctrl-C ends it.
 import argparse
 import os
 import secrets
+import signal
 import socket
 import sys
 import webbrowser
@@ -58,6 +59,7 @@ def main(args: argparse.Namespace) -> None:
     from episodes import find_episodes
     from model_folders import Geometry, find_autoencoder, find_world_model, read_world_model_config
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     command_line.check_backend(args)
     folder = find_world_model(args.model_folder or best_model_at_hand(Path.cwd()))
     config = read_world_model_config(folder)

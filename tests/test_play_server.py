@@ -1,6 +1,7 @@
 """Promises of play.py and its server, kept to real clients: newest input, own games, strangers, floods, slowness."""
 
 import random
+import signal
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from command import refusal, run_script
 from play_runs import (
+    DEADLINE_S,
     Frame,
     Serving,
     close_code,
@@ -172,6 +174,22 @@ def test_settings_change_while_playing_and_wrong_ones_are_named(server: Serving)
         send(me, type="settings", steps=1, guidance=1.0, noise=10)
         assert "0 to 9" in next_letter(me, "problem")["text"]
         next_frame(me)
+
+
+def test_a_request_to_terminate_ends_play_as_ctrl_c_does_with_the_films_whole(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    with serving(model_folder, cwd=tmp_path) as running, running.join() as me:
+        next_frame(me)
+        send(me, type="record", on=True, episode=False)
+        next_letter(me, "recording")
+        for _ in range(3):
+            next_frame(me)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(DEADLINE_S) == 0
+        until(lambda: "stopped\n" in running.output, "it says that it ends")
+    files = sorted(path.suffix for path in (tmp_path / "recordings").iterdir())
+    assert files == [".json", ".webm"]
 
 
 def test_who_finds_no_seat_is_told_and_a_seat_is_free_again_at_once(server: Serving) -> None:
