@@ -12,7 +12,7 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from blind_test import BlindTest
-from messages import BLIND_FIELDS, MALFORMED_ALLOWED, Allowance, Malformed, Message, parse
+from messages import BLIND_FIELDS, MALFORMED_ALLOWED, SEND_S, Allowance, Malformed, Message, parse
 
 if TYPE_CHECKING:
     from play_server import Door
@@ -63,7 +63,7 @@ class BlindServer:
         """Until the connection ends: the code to close it with, None when it is closed."""
         rater = self.test.rater(websocket.query_params.get("rater", ""))
         await websocket.send_json({"type": "rater", "rater": rater})
-        await self._show(websocket, rater)
+        await self._show_promptly(websocket, rater)
         allowance, strikes = Allowance(ANSWERS_PER_S, ANSWER_BURST), 0
         while True:
             try:
@@ -93,7 +93,12 @@ class BlindServer:
         except OSError as error:
             text = f"Your answer was not kept: {error.strerror or error}. Please give it again."
             await websocket.send_json({"type": "problem", "text": text})
-        await self._show(websocket, rater)
+        await self._show_promptly(websocket, rater)
+
+    async def _show_promptly(self, websocket: WebSocket, rater: str) -> None:
+        """`_show`; OSError for a page that takes nothing any more."""
+        async with asyncio.timeout(SEND_S):
+            await self._show(websocket, rater)
 
     async def _show(self, websocket: WebSocket, rater: str) -> None:
         """Sends the next pair: what it takes to play it, then the films; after the last one the results."""

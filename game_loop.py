@@ -310,6 +310,7 @@ class GameLoop(threading.Thread):
 
     def _show_standing(self, player: Player) -> None:
         """Sends the frame the game stands at; no key led to it."""
+        player.is_shown = True  # first of all: whoever takes the seat meanwhile wants it sent again
         began_s = time.perf_counter()
         standing = self._standing_frame(player)
         image = encode_jpeg(standing, JPEG_QUALITY)
@@ -328,7 +329,6 @@ class GameLoop(threading.Thread):
             picture = self.besides.paired(player, picture, standing)
             self.besides.tell(player)
         player.show(picture)
-        player.is_shown = True
 
 
 def checked_settings(engine: GameEngine, wish: Message | dict[str, Any]) -> Settings:

@@ -16,6 +16,7 @@ MAX_NAME_CHARS = 60
 LARGEST = 2**31 - 1
 MESSAGES_PER_S, MESSAGE_BURST = 240.0, 480.0  # a page sends an answer per frame and a few inputs between them
 MALFORMED_ALLOWED = 20
+SEND_S = 60.0  # a page that takes nothing for so long has gone, whatever its machine says
 
 FRAME, SAVE = 1, 2  # the first byte of a binary message
 # kind, whether a picture beside it follows, action, timeline, frame, input, engine ms, real-time factor; little-endian

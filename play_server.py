@@ -22,7 +22,7 @@ from blind_server import PAGE_FILES as BLIND_FILES
 from blind_server import BlindServer
 from blind_test import BlindTest
 from game_loop import GameLoop
-from messages import MALFORMED_ALLOWED, Allowance, Malformed, Message, parse, unpacked_save
+from messages import MALFORMED_ALLOWED, SEND_S, Allowance, Malformed, Message, parse, unpacked_save
 from players import FRAMES_ON_THE_WAY_S, Mailbox, Player, Seats
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -159,20 +159,22 @@ class PlayServer:
     async def _close(websocket: WebSocket, code: int, letter: dict | None = None) -> None:
         """Says why and closes; a client that has gone already is no fault."""
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
-            if letter is not None:
-                await websocket.send_json(letter)
-            if websocket.application_state == WebSocketState.CONNECTED:
-                await websocket.close(code)
+            async with asyncio.timeout(SEND_S):
+                if letter is not None:
+                    await websocket.send_json(letter)
+                if websocket.application_state == WebSocketState.CONNECTED:
+                    await websocket.close(code)
 
     async def _send(self, websocket: WebSocket, mailbox: Mailbox) -> int | None:
         """Sends what comes until the connection ends; returns the code to close it with, None when it is closed."""
         while True:
             for letter in await mailbox.collect():
                 try:
-                    if isinstance(letter, bytes):
-                        await websocket.send_bytes(letter)
-                    else:
-                        await websocket.send_json(letter)
+                    async with asyncio.timeout(SEND_S):
+                        if isinstance(letter, bytes):
+                            await websocket.send_bytes(letter)
+                        else:
+                            await websocket.send_json(letter)
                 except (WebSocketDisconnect, RuntimeError, OSError):
                     return None
                 if not isinstance(letter, bytes) and letter["type"] == "closing":

@@ -6,6 +6,7 @@ play_server.py.
 """
 
 import asyncio
+import contextlib
 import secrets
 import threading
 import time
@@ -84,7 +85,7 @@ class Mailbox:
         self._wake()
 
     def _wake(self) -> None:
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the server has ended and closed the loop: nobody collects any more
             self._loop.call_soon_threadsafe(self._ready.set)
 
     async def collect(self) -> list[dict | bytes]:
@@ -117,7 +118,7 @@ class Player:
     timeline: int = 0  # counts all jumps, rewinds too
     recorders: dict[str, PlayRecorder] = field(default_factory=dict)  # at work now: of the dream, of the real game
     beside: "Beside | None" = None  # what was ever asked to stand beside the dream
-    is_shown: bool = False  # whether the page was sent the frame that the game stands at
+    is_shown: bool = False  # whether the page was sent the frame that the game stands at; a new connection clears it
     # ---- both
     mailbox: Mailbox | None = None  # None: nobody is connected
     is_paused: bool = False

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 from actions import action_table, table_rows
+from starlette.websockets import WebSocketState
 from tiny_models import tiny_world_model
 
+import play_server
 from controls import button_keys, nearest_action
 from engine import GameEngine
 from game_loop import GameLoop
 from messages import Allowance, Malformed, Picture, parse
+from play_server import PlayServer
 from players import Mailbox, Player, Seats, Settings
 from saves import unpack
 
@@ -94,6 +97,37 @@ def test_a_mailbox_keeps_only_the_newest_picture_and_the_newest_letter_of_a_kind
             await asyncio.wait_for(mailbox.collect(), 0.2)
         mailbox.seen(1, 3)
         assert await mailbox.collect() == [picture(99).packed()]
+
+    asyncio.run(story())
+
+
+def test_a_mailbox_outlives_the_loop_that_collected_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def made() -> Mailbox:
+        return Mailbox(window=2)
+
+    mailbox = asyncio.run(made())
+    monkeypatch.setattr(type(mailbox._loop), "is_closed", lambda loop: False)  # it closes just after one has looked
+    mailbox.post("settings", {})
+    mailbox.show(picture(1))
+
+
+def test_a_page_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck:
+        application_state = WebSocketState.CONNECTED
+
+        async def send_json(self, letter: dict) -> None:
+            await asyncio.Event().wait()
+
+        send_bytes = close = send_json
+
+    monkeypatch.setattr(play_server, "SEND_S", 0.01)
+
+    async def story() -> None:
+        for letter in ({"type": "settings"}, picture(1)):
+            mailbox = Mailbox(window=2)
+            mailbox.post("a", letter) if isinstance(letter, dict) else mailbox.show(letter)
+            assert await asyncio.wait_for(PlayServer._send(None, Stuck(), mailbox), 60) is None
+        await asyncio.wait_for(PlayServer._close(Stuck(), 4001, {"type": "full"}), 60)
 
     asyncio.run(story())
 
@@ -181,6 +215,22 @@ def test_a_loaded_save_plays_the_same_frames_on_with_the_settings_it_was_made_wi
     other.wish("load", elsewhere)
     other_loop.serve(other)
     assert "approximate" in dict(other.mailbox.letters)["problem"]["text"]
+
+
+def test_who_takes_a_seat_while_a_picture_is_on_its_way_to_the_old_page_gets_it_too(tmp_path: Path) -> None:
+    settings = Settings(1, 1.0, 0)
+    loop = GameLoop(GameEngine(tiny_world_model()), Seats(1, settings), tmp_path)
+    player, _ = loop.seats.sit(None, Box(), vars)
+    new = Box()
+
+    class Old(Box):
+        def show(self, picture: Picture) -> None:
+            loop.seats.sit(player.session, new, vars)
+
+    player.mailbox = Old()
+    for _ in range(2):
+        loop.serve(player)
+    assert new.pictures[0].input == 0 and "jumped" in dict(new.letters)  # else the page takes no picture for its own
 
 
 def test_the_history_is_bounded(tmp_path: Path) -> None:
