@@ -25,6 +25,7 @@ from messages import Message, Picture, packed_save
 from pictures import encode_jpeg
 from play_recorder import DREAM, REAL, Game, PlayRecorder
 from players import Moment, Player, Seats, Settings
+from presets import check_sampling
 from saves import Logged, checkpoint_id, drawn_by, frame_digest, pack, told, unpack
 
 HISTORY_S = 150.0  # how far back a player can go
@@ -173,7 +174,11 @@ class GameLoop(threading.Thread):
 
     def _fulfil(self, player: Player, kind: str, wish: Message | bytes) -> None:
         if kind == "settings":
-            player.settings = checked_settings(self.engine, wish)
+            try:
+                player.settings = checked_settings(self.engine, wish)
+            except BadInput:  # the page has shown them already
+                player.post("settings", {"type": "settings", **vars(player.settings), "is_refused": True})
+                raise
             player.post("settings", {"type": "settings", **vars(player.settings)})
         elif kind == "restart":
             if wish["start"] >= self.number_of_starts:
@@ -333,13 +338,6 @@ class GameLoop(threading.Thread):
 
 def checked_settings(engine: GameEngine, wish: Message | dict[str, Any]) -> Settings:
     """Settings within the model's range. Raises BadInput for others."""
-    config = engine.config
-    possible = config.possible_steps
-    if wish["steps"] not in possible:
-        known = f"1 to {possible[-1]}" if possible[-1] == len(possible) else ", ".join(map(str, possible))
-        raise BadInput(f"{wish['steps']} sampling steps: choose {known}")
-    if not 0 <= wish["guidance"] <= 10:
-        raise BadInput(f"guidance {wish['guidance']:g}: choose 0 to 10")
-    if not 0 <= wish["noise"] < config.num_noise_buckets:
-        raise BadInput(f"noise level {wish['noise']}: choose 0 to {config.num_noise_buckets - 1}")
-    return Settings(wish["steps"], wish["guidance"], wish["noise"])
+    config, values = engine.config, (wish["steps"], wish["guidance"], wish["noise"])
+    check_sampling(*values, sampler_steps=config.sampler_steps, num_noise_buckets=config.num_noise_buckets)
+    return Settings(*values)

@@ -36,7 +36,7 @@ from model_folders import (
     find_world_model,
     read_world_model_config,
 )
-from presets import Preset, divisors
+from presets import Preset, possible_steps
 
 PAD_PIXEL = -1.0  # black
 AUTOENCODER_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -235,7 +235,7 @@ class WorldModelConfig:
     @property
     def possible_steps(self) -> list[int]:
         """The numbers of sampling steps that the model was trained for, ascending."""
-        return list(range(1, 65)) if self.sampler_steps is None else divisors(self.sampler_steps)
+        return possible_steps(self.sampler_steps)
 
     @classmethod
     def from_json(cls, values: dict) -> "WorldModelConfig":

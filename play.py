@@ -63,6 +63,7 @@ def main(args: argparse.Namespace) -> None:
     command_line.check_backend(args)
     folder = find_world_model(args.model_folder or best_model_at_hand(Path.cwd()))
     config = read_world_model_config(folder)
+    check_settings(args, config)
     if args.vae_ft_model_folder:
         find_autoencoder(args.vae_ft_model_folder, geometry=Geometry(**config["geometry"]))
     check_writable("--recordings_dir", Path(args.recordings_dir))
@@ -109,6 +110,22 @@ def main(args: argparse.Namespace) -> None:
         return
     print(companions.describe(), flush=True)
     serve(engine, folder, listener, companions, clips, args)
+
+
+def check_settings(args: argparse.Namespace, config: dict) -> None:
+    """Raises BadInput, without torch, for settings that the page would refuse. config: the world model's."""
+    from presets import check_sampling
+
+    given = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    steps, guidance = (config[name] if value is None else value for name, value in given.items())
+    check_sampling(
+        steps,
+        guidance,
+        args.discretized_noise_level,
+        sampler_steps=config.get("sampler_steps"),
+        num_noise_buckets=config["num_noise_buckets"],
+        names=("--num_inference_steps", "--guidance_scale", "--discretized_noise_level"),
+    )
 
 
 def serve(engine, folder: Path, listener: socket.socket, companions, clips, args: argparse.Namespace) -> None:
@@ -252,6 +269,7 @@ def greeting(engine, folder: Path, seats: int) -> dict:
     """What a page needs to know of the model."""
     from controls import button_keys
     from game_loop import HISTORY_S
+    from presets import MOST_GUIDANCE
 
     config = engine.config
     geometry = config.geometry
@@ -264,6 +282,8 @@ def greeting(engine, folder: Path, seats: int) -> dict:
         "buttons": [{"name": name, "keys": keys} for name, keys in button_keys(config.action_table).items()],
         "actions": {str(row["id"]): row["name"] for row in config.action_table},
         "device": str(engine.backend),
+        "possible_steps": config.possible_steps,
+        "most_guidance": MOST_GUIDANCE,
         "noise_levels": config.num_noise_buckets,
         "starts": 0 if engine.start_contexts is None else len(engine.start_contexts.latents),
         "history_s": HISTORY_S,

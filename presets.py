@@ -18,6 +18,7 @@ OPTIMIZERS = {
     "adafactor": (2e-5, "constant"),  # GameNGen sec. 4.2
     "adamw": (5e-5, "cosine"),  # what the first reproduction found better at the paper's size
 }
+MOST_STEPS, MOST_GUIDANCE = 64, 10.0  # that a model is played with
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,33 @@ class Preset:
 def divisors(number: int) -> list[int]:
     """Numbers of sampling steps whose trailing timesteps are all among those of a sampler of `number` steps."""
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def possible_steps(sampler_steps: int | None) -> list[int]:
+    """The numbers of sampling steps that a model can play with, ascending. sampler_steps: as in its config."""
+    return list(range(1, MOST_STEPS + 1)) if sampler_steps is None else divisors(sampler_steps)
+
+
+def check_sampling(
+    steps: int,
+    guidance: float,
+    noise: int,
+    *,
+    sampler_steps: int | None,
+    num_noise_buckets: int,
+    names: tuple[str, str, str] = ("sampling steps", "guidance", "noise level"),
+) -> None:
+    """The limits of what a model is played with, for the command line, the page and saves alike.
+
+    sampler_steps, num_noise_buckets: as in its config.  names: of the three settings. Raises BadInput."""
+    possible = possible_steps(sampler_steps)
+    if steps not in possible:
+        known = f"1 to {possible[-1]}" if possible[-1] == len(possible) else ", ".join(map(str, possible))
+        raise BadInput(f"{names[0]} {steps}: choose {known}")
+    if not 0 <= guidance <= MOST_GUIDANCE:
+        raise BadInput(f"{names[1]} {guidance:g}: choose 0 to {MOST_GUIDANCE:g}")
+    if not 0 <= noise < num_noise_buckets:
+        raise BadInput(f"{names[2]} {noise}: choose 0 to {num_noise_buckets - 1}")
 
 
 def _tiny_autoencoder(

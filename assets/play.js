@@ -26,6 +26,7 @@ let kept = []; // {frame, blob} of the past minutes, oldest first
 let reviewed = null; // the kept frame that is looked at while the game stands still
 let isPaused = false, isAway = false; // isAway: a key is needed to come back
 let inputNumber = 0, buttonsDown = 0;
+let settings = {}; // steps, guidance, noise: as the server has them, or was just asked to
 let newest = null; // decoded, not painted yet
 let saves = []; // {name, contents}
 let saveName = "save"; // of the save that is under way
@@ -72,7 +73,7 @@ function receive(message) {
   else if (message.type === "full") model = { seats: message.seats };
   else if (message.type === "jumped") jumped(message);
   else if (message.type === "beside") beside.told(message);
-  else if (message.type === "settings") showSettings(message);
+  else if (message.type === "settings") showSettings(message, message.is_refused);
   else if (message.type === "problem") say(message.text, true);
   else if (message.type === "recording") showRecording(message);
 }
@@ -90,6 +91,8 @@ function welcome(message) {
   canvas.height = message.height;
   controls.use(message.buttons);
   beside.use(message);
+  at("steps").max = message.possible_steps.length - 1; // a place in that list
+  at("guidance").max = message.most_guidance;
   at("noise").max = message.noise_levels - 1;
   showSettings(message.settings);
   showKeys();
@@ -283,18 +286,22 @@ for (const button of document.querySelectorAll("[aria-controls]")) {
   open(panel, false);
 }
 
-function showSettings({ steps, guidance, noise }) {
-  for (const [name, value] of Object.entries({ steps, guidance, noise })) {
-    if (document.activeElement !== at(name)) at(name).value = value;
-    at(name).parentElement.querySelector("output").textContent = value;
+// A slider that somebody is at stays where it is, unless what it says was refused.
+function showSettings({ steps, guidance, noise }, isRefused = false) {
+  settings = { steps, guidance, noise };
+  for (const [name, value] of Object.entries(settings)) {
+    const slider = at(name);
+    if (isRefused || document.activeElement !== slider) slider.value = name === "steps" ? model.possible_steps.indexOf(value) : value;
+    slider.setAttribute("aria-valuetext", value);
+    slider.parentElement.querySelector("output").textContent = value;
   }
 }
 
 for (const name of ["steps", "guidance", "noise"]) {
   at(name).addEventListener("input", () => {
-    const wanted = { steps: Number(at("steps").value), guidance: Number(at("guidance").value), noise: Number(at("noise").value) };
-    showSettings(wanted);
-    send({ type: "settings", ...wanted });
+    const value = Number(at(name).value);
+    showSettings({ ...settings, [name]: name === "steps" ? model.possible_steps[value] : value });
+    send({ type: "settings", ...settings });
   });
 }
 
@@ -332,7 +339,6 @@ function download(name, contents, type) {
 // What the page has measured, with what it was measured on.
 export function report() {
   const { model: name, preset, device, frames_per_second } = model;
-  const settings = Object.fromEntries(["steps", "guidance", "noise"].map((each) => [each, Number(at(each).value)]));
   return {
     model: name, preset, device, nominal_frames_per_second: frames_per_second, settings, ...statistics.summary(),
     beside: beside.summary(), browser: navigator.userAgent, measured_at: new Date().toISOString(),

@@ -214,6 +214,35 @@ def test_a_recording_is_a_film_its_actions_and_an_episode(page: "playwright.Page
     assert (info.width, info.height, info.alignment, info.tics_per_second) == (80, 60, "before", 10.0)
 
 
+def test_the_sliders_offer_what_the_model_can_do_and_go_back_where_it_refuses(
+    browser: "playwright.Browser", tmp_path: Path
+) -> None:
+    tiny_world_model(sampler_steps=4).save(tmp_path / "world_model")
+    with serving(tmp_path / "world_model", "--guidance_scale", 7.25, cwd=tmp_path) as running:
+        page = browser.new_page()
+        page.goto(running.address)
+        playing(page)
+        page.keyboard.press("o")
+
+        def settings() -> dict:
+            return page.evaluate("report().settings")
+
+        shown = page.locator("#steps").locator("xpath=..").locator("output")
+        page.locator("#steps").focus()
+        for key, steps in (("Home", 1), ("ArrowRight", 2), ("ArrowRight", 4), ("ArrowRight", 4)):
+            page.keyboard.press(key)
+            assert shown.inner_text() == str(steps)
+            assert settings() == {"steps": steps, "guidance": 7.25, "noise": 0}
+        page.locator("#noise").focus()
+        page.locator("#noise").evaluate(
+            "slider => { slider.max = 12; slider.value = 12; slider.dispatchEvent(new Event('input')); }"
+        )
+        until(lambda: "choose 0 to 9" in notice(page), "the server refuses it")
+        until(lambda: page.locator("#noise").input_value() == "0", "the slider is back where it was")
+        assert settings() == {"steps": 4, "guidance": 7.25, "noise": 0}
+        page.close()
+
+
 def test_the_page_comes_back_by_itself_after_the_server_restarts(
     browser: "playwright.Browser", model_folder: Path, tmp_path: Path
 ) -> None:

@@ -48,6 +48,11 @@ def test_wrong_words_are_one_line_and_the_model_at_hand_is_named(tmp_path: Path)
     if not has_model_at_hand(tmp_path):
         assert "no model at hand" in refusal("play.py", cwd=tmp_path)
     assert "70000" in refusal("play.py", "--model_folder", made(tmp_path), "--port", 70000, cwd=tmp_path)
+    words = {"--num_inference_steps": (65, "1 to 64"), "--guidance_scale": (10.5, "0 to 10")}
+    words["--discretized_noise_level"] = (10, "0 to 9")
+    for flag, (value, choices) in words.items():  # the limits of the page and of saves
+        said = refusal("play.py", "--model_folder", made(tmp_path), "--port", 0, flag, value, cwd=tmp_path)
+        assert f"{flag} {value}: choose {choices}" in said
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -172,6 +177,8 @@ def test_settings_change_while_playing_and_wrong_ones_are_named(server: Serving)
         send(me, type="settings", steps=1, guidance=1.5, noise=2)
         assert next_letter(me, "settings") == {"type": "settings", "steps": 1, "guidance": 1.5, "noise": 2}
         send(me, type="settings", steps=1, guidance=1.0, noise=10)
+        truth = {"type": "settings", "steps": 1, "guidance": 1.5, "noise": 2, "is_refused": True}
+        assert next_letter(me, "settings") == truth  # the page has shown what it asked for
         assert "0 to 9" in next_letter(me, "problem")["text"]
         next_frame(me)
 
