@@ -2,7 +2,8 @@
 # The code lies in /app; commands start in /data, so that relative paths land in a volume. README.md has the lines to run.
 FROM python:3.11-slim-bookworm
 
-# g++ is for torch.compile, which builds its kernels where it runs. ViZDoom's wheel brings its own libraries.
+# README.md's list of packages: interpreter, venv and headers are part of this base image, there is left g++, for
+# torch.compile, which builds its kernels where it runs. ViZDoom's wheel brings its own libraries.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
