@@ -28,11 +28,18 @@ def cure_for_fetching() -> str:
     return "check the name and the connection, or log in with `hf auth login`"
 
 
+def is_of_this_machine(error: BaseException) -> bool:
+    """Whether an error of the Hub's client tells of a disk or a folder here; the Hub's own have no error number."""
+    is_of_network = isinstance(error, ConnectionError | TimeoutError)
+    return isinstance(error, OSError) and error.errno is not None and not is_of_network
+
+
 def dataset_folder(dataset_basepath: str | Path, *kinds: str) -> Path:
     """The folder or file of that name as it is; an id like owner/name becomes the folder it was downloaded to.
 
     kinds: of what to fetch there, keys of FILES. A second call costs a look at what is new, offline nothing at all.
-    Raises BadInput when it is neither there nor to be had, or when the repository has no such files."""
+    Raises BadInput when it is neither there nor to be had, or when the repository has no such files; OSError where the
+    disk fails."""
     path, name = Path(dataset_basepath), str(dataset_basepath)
     if path.exists() or not HUB_ID.fullmatch(name) or path.parent.exists():
         return path  # whoever looks for files there says what is missing
@@ -46,6 +53,8 @@ def dataset_folder(dataset_basepath: str | Path, *kinds: str) -> Path:
     except (RepositoryNotFoundError, GatedRepoError):
         raise BadInput(f"{name}: no such folder, and the Hub shows no such data set; {cure}") from None
     except Exception as error:  # the Hub client raises dozens of kinds; to the user the rest mean no connection
+        if is_of_this_machine(error):
+            raise
         raise BadInput(
             f"{name}: no such folder, and as a data set it cannot be fetched from the Hub ({type(error).__name__}); "
             f"{cure_for_fetching()}, or name a local folder"

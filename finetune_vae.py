@@ -132,7 +132,7 @@ def main(args: argparse.Namespace) -> None:
         "validation_episodes": len(validation_paths),
         "items": f"{len(dataset):,} frames",
         "settings": {"frames per step": global_batch, "optimizer": f"adamw, peak rate {learning_rate:g}"},
-        "base": public_name(args.model_folder_or_id) if args.model_folder_or_id else None,
+        "base": args.model_folder_or_id,
     }
     if run.was_finished("autoencoder"):
         push(args, told)

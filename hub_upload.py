@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import processes
 from artifacts import replacing
 from command_line import BadInput
-from dataset_folders import HUB_ID
+from dataset_folders import HUB_ID, is_of_this_machine
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelCard
+    from huggingface_hub import HfApi
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 CARD = "README.md"
@@ -69,49 +69,86 @@ def open_repository(args: argparse.Namespace) -> None:
         raise BadInput(f"{what}: is there already and {there}; {cure}, or name another")
 
 
-def push(args: argparse.Namespace, folder: Path, card: "ModelCard", pictures: Mapping[str, Path]) -> None:
+def push(args: argparse.Namespace, folder: Path, card: str, pictures: Mapping[str, Path]) -> None:
     """Puts card and pictures {name in the repository: file} into a model folder and uploads it; prints where it is.
 
+    A card that a person edited stays: the folder's is uploaded as it is, one on the Hub is not written over by ours.
     Raises BadInput when it cannot be uploaded: the folder is kept, and the same command tries again."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
+    from model_card import is_untouched
+
     for name, picture in pictures.items():
         with replacing(folder / name) as temporary:
             shutil.copyfile(picture, temporary)
-    with replacing(folder / CARD) as temporary:
-        card.save(temporary)
+    mine = folder / CARD
+    if not mine.is_file() or is_untouched(mine):
+        with replacing(mine) as temporary:
+            temporary.write_text(card, encoding="utf-8")
     if not sys.stderr.isatty():
         disable_progress_bars()
     api = HfApi()
     try:
         with _explained(f"uploading to {args.hub_model_id}"):
-            api.upload_folder(repo_id=args.hub_model_id, folder_path=folder, commit_message=f"Upload {folder.name}")
+            theirs = _card_on_hub(api, args.hub_model_id)
+            keeps_theirs = theirs is not None and is_untouched(mine) and not is_untouched(theirs)
+            if keeps_theirs:
+                told = f"its {CARD} was edited by hand and stays; the new one is {mine}"
+                print(f"{args.hub_model_id}: {told}, delete the one there to have it", flush=True)
+            api.upload_folder(
+                repo_id=args.hub_model_id,
+                folder_path=folder,
+                commit_message=f"Upload {folder.name}",
+                ignore_patterns=[CARD] if keeps_theirs else None,
+            )
     except BadInput as error:
         raise BadInput(f"{error}; {folder} is finished and kept, the same command again uploads it") from None
     visible = "public" if args.hub_public else "private"
     print(f"uploaded {folder} to {api.endpoint}/{args.hub_model_id} ({visible})", flush=True)
 
 
+def _card_on_hub(api: "HfApi", repo_id: str) -> Path | None:
+    """A copy of the repository's card, where it has one."""
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        return Path(api.hf_hub_download(repo_id, CARD))
+    except RemoteEntryNotFoundError:
+        return None
+
+
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """What the Hub's client raises, as one line with the cure."""
-    from huggingface_hub.errors import HfHubHTTPError
+    """What the Hub's client raises, as one line with the cure. A fault of the program stays what it is."""
+    from huggingface_hub.errors import HTTPError
 
     try:
         yield
-    except HfHubHTTPError as error:
+    except (OSError, HTTPError, RuntimeError, ValueError) as error:
+        while isinstance(error, RuntimeError | FileNotFoundError) and error.__cause__ is not None:
+            error = error.__cause__  # the client's "while uploading this file", "neither there nor in the cache"
+        raise BadInput(f"{what}: {_reason_and_cure(error)}") from None
+
+
+def _reason_and_cure(error: BaseException) -> str:
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if status == 401:
-            raise BadInput(f"{what}: the Hub does not know the token; {LOG_IN}") from None
+            return f"the Hub does not know the token; {LOG_IN}"
         if status == 403:
-            raise BadInput(f"{what}: the token may not write there; {LOG_IN}, or name another owner") from None
-        raise BadInput(f"{what}: the Hub answered {status} ({_last_line(error)}); try again later") from None
-    except Exception as error:  # dozens of kinds; to the user all mean that the Hub was not reached
-        reason = f"{type(error).__name__}: {_last_line(error)}"
-        raise BadInput(f"{what}: the Hub cannot be reached ({reason}); check the connection") from None
+            return f"the token may not write there; {LOG_IN}, or name another owner"
+        return f"the Hub answered {status} ({_last_line(error)}); try again later"
+    reason = f"{type(error).__name__}: {_last_line(error)}"
+    if isinstance(error, HTTPError | ConnectionError | TimeoutError):
+        return f"the Hub cannot be reached ({reason}); check the connection"
+    if is_of_this_machine(error):
+        return f"{error.filename or 'a file here'} ({error.strerror}); make room, or see to its permission"
+    return f"it failed ({reason}); try again"
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[-1][:200] if lines else type(error).__name__

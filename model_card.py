@@ -4,8 +4,10 @@ Written from the run's own records, so that it says nothing the run did not meas
 in a model folder, neither tensors nor the Hub. Used by both trainers with --push_to_hub.
 """
 
+import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
 from artifacts import read_json
-from dataset_folders import HUB_ID
+from dataset_folders import HUB_ID, public_name
 from metrics import ROWS, gap_closed
 from presets import STABLE_DIFFUSION
 from run_folder import list_checkpoints
@@ -23,8 +25,10 @@ from run_folder import list_checkpoints
 KL = "AutoencoderKL"  # only Stable Diffusion and its kin have it: of our own are all AutoencoderTiny
 TAGS = ["world-model", "game-engine", "gamengen", "video-game"]
 PAPER = "[*Diffusion Models Are Real-Time Game Engines*](https://arxiv.org/abs/2408.14837)"
-OWN_LICENCE, BASE_LICENCE = "mit", "creativeml-openrail-m"
+OWN_LICENCE, BASE_LICENCE, UNKNOWN_LICENCE = "mit", "creativeml-openrail-m", "unknown"
 BASE_LICENCE_URL = "https://huggingface.co/spaces/CompVis/stable-diffusion-license"
+MARK_WORDS = "Written by a script; once edited by hand it stays as it is."
+MARK = re.compile(rf"<!-- {re.escape(MARK_WORDS)} ([0-9a-f]{{64}}) -->\n\n")
 PICTURES = (
     "What its pictures show belongs to the makers of the game it was trained on; the textures of our Doom maps are "
     "[Freedoom](https://freedoom.github.io)'s, BSD 3-Clause, © Contributors to the Freedoom project."
@@ -40,11 +44,11 @@ class Training:
     validation_episodes: int
     items: str  # what it learned from, e.g. `12,000 windows`
     settings: Mapping[str, Any]  # printed as a table
-    base: str | None = None  # public name of the weights it started from
-    autoencoder: str | None = None  # public name of the one whose latents a world model draws
+    base: str | Path | None = None  # the weights it started from, a folder or Hub id; the card has its public name
+    autoencoder: str | Path | None = None  # likewise the one whose latents a world model draws
 
 
-def world_model_card(run_folder: Path, repo_id: str, training: Training) -> tuple[ModelCard, dict[str, Path]]:
+def world_model_card(run_folder: Path, repo_id: str, training: Training) -> tuple[str, dict[str, Path]]:
     """The card of `<run_folder>/world_model`, and the pictures it shows by their names in the repository."""
     pictures = _newest_sample(run_folder, "rollout.gif")
     folder = run_folder / "world_model"
@@ -52,9 +56,8 @@ def world_model_card(run_folder: Path, repo_id: str, training: Training) -> tupl
     geometry, latents = config["geometry"], config["latent_shape"]
     rate = config["tics_per_second"] / config["frame_stride"]
     autoencoder = read_json(folder / "vae" / "config.json")["_class_name"]
-    bases = [base for base in (training.base, training.autoencoder if autoencoder == KL else None) if base]
-    licence = _licence_of(bases)
-    data = _front_matter(training, bases, licence, pipeline_tag="image-to-video")
+    bases = _licences(training.base, training.autoencoder if autoencoder == KL else None)
+    data = _front_matter(training, bases, pipeline_tag="image-to-video")
     facts = {
         "preset": geometry["preset"],
         "frames": f"{geometry['frame_width']}x{geometry['frame_height']}, {rate:g} a second",
@@ -85,19 +88,18 @@ def world_model_card(run_folder: Path, repo_id: str, training: Training) -> tupl
         _world_model_measures(run_folder),
         "## Actions",
         _action_table(config["action_table"]),
-        _licence_section(bases, licence),
+        _licence_section(bases),
     )
     return card, pictures
 
 
-def autoencoder_card(run_folder: Path, repo_id: str, training: Training) -> tuple[ModelCard, dict[str, Path]]:
+def autoencoder_card(run_folder: Path, repo_id: str, training: Training) -> tuple[str, dict[str, Path]]:
     """The card of `<run_folder>/autoencoder`, and the pictures it shows by their names in the repository."""
     pictures = _newest_sample(run_folder, "frames.png")
     folder = run_folder / "autoencoder"
     geometry, config = read_json(folder / "autoencoder_info.json"), read_json(folder / "config.json")
-    bases = [training.base] if training.base and config["_class_name"] == KL else []
-    licence = _licence_of(bases)
-    data = _front_matter(training, bases, licence, library_name="diffusers")
+    bases = _licences(training.base if config["_class_name"] == KL else None)
+    data = _front_matter(training, bases, library_name="diffusers")
     size = f"{geometry['frame_width']}x{geometry['frame_height']}"
     facts = {
         "preset": geometry["preset"],
@@ -126,9 +128,16 @@ def autoencoder_card(run_folder: Path, repo_id: str, training: Training) -> tupl
         _training_section(run_folder, training),
         "## How good it is",
         _autoencoder_measures(run_folder),
-        _licence_section(bases, licence),
+        _licence_section(bases),
     )
     return card, pictures
+
+
+def is_untouched(path: Path) -> bool:
+    """Whether a card is as a script wrote it; one that a person edited, here or on the Hub, stays theirs."""
+    card = path.read_bytes().decode(errors="replace")
+    mark = MARK.search(card)
+    return mark is not None and _digest(card[: mark.start()] + card[mark.end() :]) == mark.group(1)
 
 
 # ---------------------------------------------------------------------------------------------------- its parts
@@ -140,40 +149,60 @@ def _newest_sample(run_folder: Path, name: str) -> dict[str, Path]:
     return {name: samples[-1]} if samples else {}
 
 
-def _licence_of(bases: Sequence[str]) -> dict[str, str]:
-    """The front matter's licence: ours for weights of our own, else what the bases demand.
+def _licence_of(bases: Mapping[str, Mapping[str, str]]) -> Mapping[str, str]:
+    """The front matter's licence: ours for weights of our own, else what the bases {public name: licence} demand.
 
     Of several that demand different things Stable Diffusion's counts if it is among them, for it must be passed on;
-    otherwise the first one's that is not ours."""
-    told = [_licence_of_base(base) for base in bases]
-    of_stable_diffusion = [licence for licence in told if licence["license"] == BASE_LICENCE]
-    others = [licence for licence in told if licence["license"] != OWN_LICENCE]
-    return [*of_stable_diffusion, *others, {"license": OWN_LICENCE}][0]
+    then that one is unknown, then the first one's that is not ours."""
+    others = [licence for licence in bases.values() if licence["license"] != OWN_LICENCE]
+    order = [BASE_LICENCE, UNKNOWN_LICENCE]
+    others.sort(key=lambda licence: order.index(licence["license"]) if licence["license"] in order else len(order))
+    return others[0] if others else {"license": OWN_LICENCE}
 
 
-def _licence_of_base(base: str) -> dict[str, str]:
-    """Stable Diffusion's, unless the base is another repository on the Hub: then its own card says."""
-    if base == STABLE_DIFFUSION or not HUB_ID.fullmatch(base):
+def _licences(*bases: str | Path | None) -> dict[str, dict[str, str]]:
+    """{public name: what its own card says of its licence} of folders and Hub ids."""
+    return {public_name(base): _licence_of_base(base) for base in bases if base}
+
+
+def _licence_of_base(base: str | Path) -> dict[str, str]:
+    if str(base) == STABLE_DIFFUSION:
         return {"license": BASE_LICENCE, "license_link": BASE_LICENCE_URL}
+    is_here = Path(base).exists()
+    card = _card_in(Path(base)) if is_here else str(base)
     try:
-        told = ModelCard.load(base).data.to_dict()
-    except Exception:  # no card, no connection, broken front matter: whoever reads ours must look there
+        told = ModelCard.load(card).data.to_dict() if card else {}
+    except Exception:  # no card, no connection, broken front matter
         told = {}
-    if "license" not in told:
-        page = f"https://huggingface.co/{base}"
-        return {"license": "other", "license_name": "that-of-the-base-model", "license_link": page}
-    return {name: told[name] for name in ("license", "license_name", "license_link") if name in told}
+    if "license" in told:
+        return {name: told[name] for name in ("license", "license_name", "license_link") if name in told}
+    if is_here or not HUB_ID.fullmatch(str(base)):
+        return {"license": UNKNOWN_LICENCE}
+    page = f"https://huggingface.co/{base}"  # whoever reads ours must look there
+    return {"license": "other", "license_name": "that-of-the-base-model", "license_link": page}
 
 
-def _front_matter(training: Training, bases: Sequence[str], licence: Mapping[str, str], **more: str) -> ModelCardData:
+def _card_in(folder: Path) -> Path | None:
+    """The card of a model folder, of what a run folder holds, or of the pipeline that a network's folder is part of."""
+    places = [folder, folder / "autoencoder", *([folder.parent] if folder.name in ("unet", "vae") else [])]
+    return next((place / "README.md" for place in places if (place / "README.md").is_file()), None)
+
+
+def _front_matter(training: Training, bases: Mapping[str, Mapping[str, str]], **more: str) -> ModelCardData:
     on_hub = [base for base in bases if HUB_ID.fullmatch(base)]
     datasets = [training.data] if HUB_ID.fullmatch(training.data) else None
-    return ModelCardData(**licence, base_model=on_hub or None, datasets=datasets, tags=TAGS, **more)
+    return ModelCardData(**_licence_of(bases), base_model=on_hub or None, datasets=datasets, tags=TAGS, **more)
 
 
-def _card(data: ModelCardData, *paragraphs: str) -> ModelCard:
-    text = "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+def _card(data: ModelCardData, *paragraphs: str) -> str:
+    """Front matter, the mark by which `is_untouched` knows it again, the text."""
+    head = f"---\n{data.to_yaml()}\n---\n\n"
+    text = "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
+    return f"{head}<!-- {MARK_WORDS} {_digest(head + text)} -->\n\n{text}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _title(repo_id: str) -> str:
@@ -211,7 +240,7 @@ def _training_section(run_folder: Path, training: Training) -> str:
         "learned from": training.items,
         "steps": f"{state['step']:,}",
         "time": f"{state['trained_seconds'] / 60:.1f} minutes, validation included",
-        "started from": f"`{training.base}`" if training.base else "random weights",
+        "started from": f"`{public_name(training.base)}`" if training.base else "random weights",
         **training.settings,
     }
     return f"## How it was trained\n\n{_facts_table(facts)}"
@@ -277,14 +306,24 @@ def _action_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return _table(("id", "name", "buttons", "keys"), cells)
 
 
-def _licence_section(bases: Sequence[str], licence: Mapping[str, str]) -> str:
+def _licence_section(bases: Mapping[str, Mapping[str, str]]) -> str:
     if not bases:
         return f"## Licence\n\nMIT. {PICTURES}"
-    name = licence.get("license_name", licence["license"])
-    link = f" ({licence['license_link']})" if "license_link" in licence else ""
-    terms = ", the use restrictions of its attachment A included, which whoever passes them on must pass on too"
-    names = " and ".join(f"`{base}`" for base in bases)
-    return (
-        f"## Licence\n\nDerived from {names}, whose licence applies to these weights: {name}{link}"
-        f"{terms if licence['license'] == BASE_LICENCE else ''}. {PICTURES}"
-    )
+    known = {base: told for base, told in bases.items() if told["license"] != UNKNOWN_LICENCE}
+    unknown = [f"`{base}`" for base in bases if base not in known]
+    sentences = []
+    if known:
+        licence, names = _licence_of(known), [f"`{base}`" for base in known]
+        name = licence.get("license_name", licence["license"])
+        link = f" ({licence['license_link']})" if "license_link" in licence else ""
+        terms = ", the use restrictions of its attachment A included, which whoever passes them on must pass on too"
+        sentences.append(
+            f"Derived from {' and '.join(names)}, whose licence applies to these weights: {name}{link}"
+            f"{terms if licence['license'] == BASE_LICENCE else ''}."
+        )
+    if unknown:
+        sentences.append(
+            f"Derived from {' and '.join(unknown)}, whose licence is not known here but applies to these weights: "
+            "write it in here and into `license` at the top before you share them."
+        )
+    return "\n\n".join(("## Licence", " ".join((*sentences, PICTURES))))

@@ -11,7 +11,7 @@ from typing import Any
 
 from artifacts import read_json
 from command_line import BadInput
-from dataset_folders import cure_for_fetching
+from dataset_folders import cure_for_fetching, is_of_this_machine
 from legacy_models import (
     ACTION_EMBEDDING,
     has_published_actions,
@@ -69,7 +69,8 @@ class Geometry:
 def resolve_folder(folder_or_id: str | Path, *inside: str, files: tuple[str, ...] = EVERY_FILE) -> Path:
     """A local folder, or the snapshot of a Hub repository (`owner/name`; JSON and safetensors files only: `files`).
 
-    A run folder stands for its subfolder `inside` where it has one. Raises BadInput when there is neither.
+    A run folder stands for its subfolder `inside` where it has one. Raises BadInput when there is neither, OSError
+    where the disk fails.
     """
     folder = Path(folder_or_id)
     if not folder.is_dir():
@@ -80,7 +81,9 @@ def resolve_folder(folder_or_id: str | Path, *inside: str, files: tuple[str, ...
 
         try:
             folder = Path(snapshot_download(name, allow_patterns=list(files)))
-        except Exception as error:  # the Hub client raises dozens of kinds; to the user all mean "cannot be had"
+        except Exception as error:  # the Hub client raises dozens of kinds; to the user the rest mean "cannot be had"
+            if is_of_this_machine(error):
+                raise
             raise BadInput(
                 f"{name}: neither a local folder nor a Hub repository that can be fetched ({type(error).__name__}); "
                 f"{cure_for_fetching()}"

@@ -249,7 +249,6 @@ def push(args: argparse.Namespace, plan: Plan, num_windows: int, global_batch: i
     """With --push_to_hub, and once for all processes, uploads `world_model/` with a card, the last film among it."""
     if not args.push_to_hub or processes.rank() > 0:
         return
-    from dataset_folders import public_name
     from model_card import Training, world_model_card
 
     training = Training(
@@ -268,8 +267,8 @@ def push(args: argparse.Namespace, plan: Plan, num_windows: int, global_batch: i
                 else {}
             ),
         },
-        base=public_name(plan.pretrained) if plan.pretrained else None,
-        autoencoder=public_name(plan.autoencoder),
+        base=plan.pretrained,
+        autoencoder=plan.autoencoder,
     )
     run_folder = Path(args.output_dir)
     card, pictures = world_model_card(run_folder, args.hub_model_id, training)

@@ -14,13 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from card_mark import CARD_FILE, is_untouched, signed
 from console import BadInput, writing
 from episode_recorder import IDENTITY_FILE, METADATA_KEY, partial_path
 
-CARD_FILE = "README.md"
-OURS = (
-    "<!-- Written from the episodes by load_model_generate_dataset.py. Without this line the card stays as it is. -->"
-)
 SPLIT_NAMES = {"train": "train", "eval": "validation"}  # folder -> split, as the Hub calls them
 SHARED_FACTS = ("action_table", "alignment", "tics_per_second", "tics_per_row", "tics_per_step", "width", "height")
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -118,7 +115,7 @@ def write_card(folder: Path, repo_id: str) -> Contents:
     check_card(folder)
     contents = read_contents(folder)
     path = folder / CARD_FILE
-    if not path.is_file() or OURS in path.read_text(encoding="utf-8"):
+    if not path.is_file() or is_untouched(path):
         temporary = partial_path(path, os.getpid())
         with writing(path):
             temporary.write_text(card(contents, repo_id), encoding="utf-8")
@@ -210,7 +207,7 @@ def card(contents: Contents, repo_id: str) -> str:
             "dataset_size": sum(split.memory_bytes for split in contents.splits.values()),
         },
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{OURS}\n\n{_text(contents, repo_id)}"
+    return signed(data.to_yaml(), _text(contents, repo_id))
 
 
 def _data_files(contents: Contents) -> list[dict[str, Any]]:

@@ -10,8 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from card_mark import CARD_FILE, is_untouched
 from console import BadInput
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 POLICY_FILE = "best_model.zip"
@@ -44,7 +49,9 @@ def fetch_policy(repo_id: str) -> Path:
     _show_no_bars_to_files()
     try:
         folder = Path(snapshot_download(repo_id, allow_patterns=["*.zip"]))
-    except Exception as error:  # the Hub's client raises dozens of kinds; to the user all mean "cannot be had"
+    except Exception as error:  # the Hub's client raises dozens of kinds; to the user the rest mean "cannot be had"
+        if _is_of_this_machine(error):
+            raise BadInput(f"--policy {repo_id}: {_reason_and_cure(error)}") from None
         cure = "check the name and the connection, or log in with `hf auth login` if it is private"
         if constants.is_offline_mode():
             cure = "HF_HUB_OFFLINE is set and nothing of it is here from before: unset it"
@@ -95,20 +102,35 @@ def uploaded_files(repo_id: str, repo_type: str) -> dict[str, int]:
 
 
 def upload(folder: Path, repo_id: str, *, repo_type: str, message: str, allow_patterns: list[str] | None = None) -> str:
-    """Uploads what is in `folder`; returns the repository's address. Raises BadInput when it cannot be done."""
+    """Uploads what is in `folder`; returns the repository's address. Raises BadInput when it cannot be done.
+
+    A card that was edited by hand on the Hub stays, unless the one in `folder` was edited too."""
     from huggingface_hub import HfApi
 
     _show_no_bars_to_files()
     api = HfApi()
     with _explained(f"uploading to {repo_id}"):
+        keeps_card = is_untouched(folder / CARD_FILE) and _has_edited_card(api, repo_id, repo_type)
+        if keeps_card:
+            print(f"{repo_id}: its {CARD_FILE} was edited by hand and stays; delete it there to have a new one")
         api.upload_folder(
             folder_path=folder,
             repo_id=repo_id,
             repo_type=repo_type,
             commit_message=message,
             allow_patterns=allow_patterns,
+            ignore_patterns=[CARD_FILE] if keeps_card else None,
         )
     return f"{api.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
+
+
+def _has_edited_card(api: "HfApi", repo_id: str, repo_type: str) -> bool:
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        return not is_untouched(Path(api.hf_hub_download(repo_id, CARD_FILE, repo_type=repo_type)))
+    except RemoteEntryNotFoundError:
+        return False
 
 
 def _show_no_bars_to_files() -> None:
@@ -120,23 +142,41 @@ def _show_no_bars_to_files() -> None:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """What the Hub's client raises, as one line with the cure."""
-    from huggingface_hub.errors import HfHubHTTPError
+    """What the Hub's client raises, as one line with the cure. A fault of the program stays what it is."""
+    from huggingface_hub.errors import HTTPError
 
     try:
         yield
-    except HfHubHTTPError as error:
+    except (OSError, HTTPError, RuntimeError, ValueError) as error:
+        while isinstance(error, RuntimeError | FileNotFoundError) and error.__cause__ is not None:
+            error = error.__cause__  # the client's "while uploading this file", "neither there nor in the cache"
+        raise BadInput(f"{what}: {_reason_and_cure(error)}") from None
+
+
+def _reason_and_cure(error: BaseException) -> str:
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if status == 401:
-            raise BadInput(f"{what}: the Hub does not know the token; {LOG_IN}") from None
+            return f"the Hub does not know the token; {LOG_IN}"
         if status == 403:
-            raise BadInput(f"{what}: the token may not write there; {LOG_IN}, or name another owner") from None
-        raise BadInput(f"{what}: the Hub answered {status} ({_last_line(error)}); try again later") from None
-    except Exception as error:  # dozens of kinds; to the user all mean that the Hub was not reached
-        reason = f"{type(error).__name__}: {_last_line(error)}"
-        raise BadInput(f"{what}: the Hub cannot be reached ({reason}); check the connection") from None
+            return f"the token may not write there; {LOG_IN}, or name another owner"
+        return f"the Hub answered {status} ({_last_line(error)}); try again later"
+    reason = f"{type(error).__name__}: {_last_line(error)}"
+    if isinstance(error, HTTPError | ConnectionError | TimeoutError):
+        return f"the Hub cannot be reached ({reason}); check the connection"
+    if _is_of_this_machine(error):
+        return f"{error.filename or 'a file here'} ({error.strerror}); make room, or see to its permission"
+    return f"it failed ({reason}); try again"
 
 
-def _last_line(error: Exception) -> str:
+def _is_of_this_machine(error: BaseException) -> bool:
+    """Whether it tells of a disk or a folder here; the Hub's own errors have no number."""
+    is_of_network = isinstance(error, ConnectionError | TimeoutError)
+    return isinstance(error, OSError) and error.errno is not None and not is_of_network
+
+
+def _last_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[-1][:200] if lines else type(error).__name__

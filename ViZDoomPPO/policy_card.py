@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from card_mark import CARD_FILE, signed
+from console import writing
 from films import write_gif
 from hub_repository import POLICY_FILE, upload
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 from policy import FACTS_MEMBER, copy_weights, read_member
 from progress import Progress
 
@@ -27,15 +29,18 @@ FREEDOOM = (
 def push_policy(
     run_dir: Path, out_base_dir: Path, repo_id: str, progress: Progress, settings: Mapping[str, Any]
 ) -> str:
-    """Uploads the best policy of a finished run; returns the address. Raises BadInput when it cannot be uploaded."""
-    with tempfile.TemporaryDirectory() as name:
+    """Uploads the best policy of a finished run; returns the address.
+
+    Raises BadInput when it cannot be uploaded, or when its temporary copy cannot be written."""
+    with writing(Path("what is to be uploaded")), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy_weights(run_dir / POLICY_FILE, folder / POLICY_FILE)
         films = _last_evaluations(out_base_dir)[-1:]
         for episode in films:
             write_gif(episode, folder / FILM, FILM_STEPS)
         facts = read_member(folder / POLICY_FILE, FACTS_MEMBER) or {}
-        policy_card(repo_id, facts, progress, settings, has_film=bool(films)).save(folder / "README.md")
+        card = policy_card(repo_id, facts, progress, settings, has_film=bool(films))
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
         return upload(folder, repo_id, repo_type="model", message="Upload policy")
 
 
@@ -47,7 +52,7 @@ def _last_evaluations(out_base_dir: Path) -> list[Path]:
 
 def policy_card(
     repo_id: str, facts: Mapping[str, Any], progress: Progress, settings: Mapping[str, Any], *, has_film: bool
-) -> ModelCard:
+) -> str:
     """The README.md. facts: the policy file's own."""
     game = f"Doom, scenario `{facts['scenario']}`"
     about = {
@@ -103,7 +108,7 @@ def policy_card(
         f"## Licence\n\n{FREEDOOM}",
     )
     text = "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+    return signed(data.to_yaml(), f"{text}\n")
 
 
 def _evaluations(evaluations: Sequence[Mapping[str, float]], uploaded: Mapping[str, float]) -> str:

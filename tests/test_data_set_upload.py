@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from command import succeed
 from console import BadInput
-from data_card import OURS, check_content, content_patterns, write_card
+from data_card import check_content, content_patterns, write_card
 from episode_factory import write_episode
 from hub_server import READER, local_hub
 from huggingface_hub import DatasetCard
@@ -153,7 +153,7 @@ def test_a_folder_that_is_there_is_uploaded_without_recording_and_its_edited_car
         (recorded,), (encoded,) = folder.rglob("episode_*.parquet"), tmp_path.rglob("latent_episode_*.pt")
         assert open_latents(encoded)["actions"].tolist() == pq.read_table(recorded)["actions"].to_pylist()
         card = folder / "README.md"
-        card.write_text(card.read_text().replace(OURS, "My own words."))
+        card.write_text(card.read_text().replace("# doom", "# My own words."))
         assert call(GENERATE, *words, extra=online).returncode == 0
         assert "My own words." in (hub.repository("club/doom", "datasets") / "README.md").read_text()
         assert is_refused(call(GENERATE, *words[:-1], extra=online), "club/doom", "already and public", "--hub_public")

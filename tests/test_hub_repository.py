@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from card_mark import signed
 from command import environment
 from hub_server import READER, WRITER, LocalHub, local_hub
 from stage_one import STAGE1
@@ -76,3 +77,26 @@ def test_what_stands_in_the_way_is_said_before_anything_is_uploaded(tmp_path: Pa
         assert hub.commits == [] and not (hub.root / "models/owner/a").exists()
     gone = pushed(hub, tmp_path, WRITER, tmp_path, "owner/a", "model", True)
     assert "refused: --repo owner/a: the Hub cannot be reached (ConnectError" in gone
+
+
+def test_a_card_that_a_person_edited_is_written_over_only_by_one_that_a_person_edited(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    mine = folder / "README.md"
+    with local_hub(tmp_path / "hub") as hub:
+        there = hub.repository("owner/a", "datasets") / "README.md"
+
+        def push(card: str) -> str:
+            mine.write_text(card)
+            (folder / "episode_000000.parquet").write_text(card)
+            said = pushed(hub, tmp_path, WRITER, folder, "owner/a", "dataset", False)
+            assert (there.parent / "episode_000000.parquet").read_text() == card
+            return said
+
+        for text in ("first", "second"):  # what a script wrote is written anew
+            assert "edited" not in push(signed("license: mit", text)) and there.read_text() == mine.read_text()
+        edited = there.read_text().replace("license: mit", "license: gpl-3.0")
+        there.write_text(edited)
+        assert push(signed("license: mit", "third")).startswith("owner/a: its README.md was edited by hand and stays")
+        assert there.read_text() == edited
+        assert "edited" not in push("words of whoever uploads it") and there.read_text() == mine.read_text()

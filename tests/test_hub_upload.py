@@ -2,15 +2,20 @@
 
 Through the real command lines and the real client, against a Hub on this machine."""
 
-import dataclasses
+import argparse
+import errno
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import console
+import hub_repository
 import pytest
-from command import launch, run_script, succeed
+from command import REPOSITORY, environment, launch, run_script, succeed
 from hub_server import READER, WRITER, local_hub
 from huggingface_hub import ModelCard
 from small_runs import (
@@ -20,12 +25,14 @@ from small_runs import (
     changed_words,
     episodes,
     logged,
+    random_autoencoder,
     tree,
     world_model_run,
     world_model_words,
 )
 from tiny_models import KL_GEOMETRY, kl_autoencoder, saved
 
+import hub_upload
 from command_line import BadInput
 from metrics import ROWS
 from model_card import Training, world_model_card
@@ -174,20 +181,120 @@ def test_two_processes_push_once_and_a_base_on_the_hub_passes_its_licence_on(bas
     assert "Derived from `club/base`" in card.text
 
 
-def test_weights_from_stable_diffusion_stay_under_its_licence(base: Path, tmp_path: Path) -> None:
-    run_folder = tmp_path / "run"
+def test_weights_from_others_stay_under_their_licence_and_an_unknown_one_is_left_to_the_user(
+    base: Path, tmp_path: Path
+) -> None:
+    run_folder, theirs = tmp_path / "run", tmp_path / "their_pipeline"
     shutil.copytree(world_model_run(base).folder, run_folder)
-    training = Training("club/play", 3, 1, "9 windows", {}, base=STABLE_DIFFUSION, autoencoder="eyes")
-    card, _ = world_model_card(run_folder, "owner/dream", training)
-    assert card.data.license == "creativeml-openrail-m" and card.data.base_model == [STABLE_DIFFUSION]
-    assert card.data.datasets == ["club/play"] and "use restrictions" in card.text
     vae = run_folder / "world_model/vae/config.json"
     vae.write_text(vae.read_text().replace("AutoencoderTiny", "AutoencoderKL"))
-    card, _ = world_model_card(run_folder, "owner/dream", dataclasses.replace(training, base=None))
-    assert card.data.license == "creativeml-openrail-m" and "Derived from `eyes`" in card.text
-    both = dataclasses.replace(training, base="club/unknown", autoencoder=STABLE_DIFFUSION)  # the stricter one counts
-    card, _ = world_model_card(run_folder, "owner/dream", both)
+    (theirs / "unet").mkdir(parents=True)
+    (theirs / "vae").mkdir()
+
+    def card_of(unet: str | Path | None, autoencoder: str | Path) -> ModelCard:
+        training = Training("club/play", 3, 1, "9 windows", {}, base=unet, autoencoder=autoencoder)
+        return ModelCard(world_model_card(run_folder, "owner/dream", training)[0])
+
+    card = card_of(STABLE_DIFFUSION, STABLE_DIFFUSION)
+    assert card.data.license == "creativeml-openrail-m" and card.data.base_model == [STABLE_DIFFUSION]
+    assert card.data.datasets == ["club/play"] and "use restrictions" in card.text
+    card = card_of(theirs / "unet", theirs)  # nothing says what it may be used for
+    assert card.data.license == "unknown" and card.data.base_model is None and str(tmp_path) not in card.text
+    assert "Derived from `unet` and `their_pipeline`, whose licence is not known here" in card.text
+    assert "MIT" not in card.text and "use restrictions" not in card.text
+    card = card_of(STABLE_DIFFUSION, theirs)  # the stricter one counts
+    assert card.data.license == "creativeml-openrail-m" and "`their_pipeline`, whose licence is not known" in card.text
+    (theirs / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    card = card_of(theirs / "unet", theirs / "vae")
+    assert card.data.license == "apache-2.0" and "whose licence applies to these weights: apache-2.0" in card.text
+    card = card_of("club/unknown", STABLE_DIFFUSION)
     assert card.data.license == "creativeml-openrail-m" and card.data.base_model == ["club/unknown", STABLE_DIFFUSION]
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize(
+    ("error", "cause", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/here/x"), None, "/here/x (No space left on device); make"),
+        (
+            RuntimeError("while uploading"),
+            PermissionError(errno.EACCES, "Permission denied", "/here/x"),
+            "/here/x (Per",
+        ),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), None, "the Hub cannot be reached (ConnectionResetError"),
+        (RuntimeError("while uploading"), TimeoutError("slow"), "the Hub cannot be reached (TimeoutError: slow)"),
+        (RuntimeError("storage refused"), None, "it failed (RuntimeError: storage refused)"),
+    ],
+)
+def test_what_fails_on_this_machine_is_not_said_to_be_the_hub(
+    stage: int, error: Exception, cause: Exception | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error from cause
+
+    (tmp_path / "README.md").write_text("mine")
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", fail)
+    monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", fail)
+    args = argparse.Namespace(hub_model_id="owner/a", hub_public=False)
+    with pytest.raises((BadInput, console.BadInput)) as refused:
+        if stage == 1:
+            hub_repository.upload(tmp_path, "owner/a", repo_type="model", message="a test")
+        else:
+            hub_upload.push(args, tmp_path, "", {})
+    assert str(refused.value).startswith(f"uploading to owner/a: {said}")
+
+
+def test_a_download_that_this_machine_cannot_keep_is_not_said_to_be_the_hub(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file where the cache should be")
+    with local_hub(tmp_path / "hub") as hub:
+        shutil.copytree(random_autoencoder(base), hub.root / "models/owner/eyes")
+        online = hub.environment(tmp_path / "home")
+        words = changed_words(autoencoder_words(base, tmp_path / "run"), model_folder_or_id="owner/eyes")
+        done = run_script(AUTOENCODER, *words, extra=online)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]  # before it the client's own warnings
+    assert last.startswith(f"{AUTOENCODER}: {tmp_path / 'home'}") and "Not a directory; see to it" in last
+
+
+PUSHER = """
+import argparse, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import hub_upload
+args = argparse.Namespace(hub_model_id="owner/dream", hub_public=True)
+hub_upload.push(args, Path(sys.argv[2]), Path(sys.argv[3]).read_text(), {})
+"""
+
+
+def test_a_card_that_a_person_edited_stays_on_the_hub_and_in_the_folder(base: Path, tmp_path: Path) -> None:
+    """In processes of their own, since the client reads its settings when imported."""
+    folder, new, training = tmp_path / "model", tmp_path / "new.md", Training("play", 3, 1, "9 windows", {})
+    first, second, third = (
+        world_model_card(world_model_run(base).folder, f"owner/{name}", training)[0] for name in ("a", "b", "c")
+    )
+    folder.mkdir()
+    with local_hub(tmp_path / "hub") as hub:
+        there = hub.repository("owner/dream") / "README.md"
+        there.parent.mkdir(parents=True)
+
+        def pushed(card: str) -> str:
+            new.write_text(card)
+            words = [sys.executable, "-c", PUSHER, str(REPOSITORY), str(folder), str(new)]
+            online = environment(hub.environment(tmp_path / "home"))
+            done = subprocess.run(words, env=online, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr[-3000:]
+            return done.stdout
+
+        assert "edited" not in pushed(first) and there.read_text() == first
+        assert "edited" not in pushed(second) and there.read_text() == second  # what a script wrote is written anew
+        edited = second.replace("# b", "# My own words")
+        there.write_text(edited)
+        (folder / "weights.safetensors").write_bytes(b"new")
+        said = pushed(third)
+        assert said.startswith(f"owner/dream: its README.md was edited by hand and stays; the new one is {folder}/READ")
+        assert there.read_text() == edited and (there.parent / "weights.safetensors").read_bytes() == b"new"
+        (folder / "README.md").write_text("words of whoever uploads it")
+        assert "edited" not in pushed(third) and there.read_text() == "words of whoever uploads it"
 
 
 @pytest.mark.parametrize(
@@ -199,6 +306,8 @@ def test_weights_from_stable_diffusion_stay_under_its_licence(base: Path, tmp_pa
         ("train_text_to_image.py", "--pretrained_model_name_or_path"),
         ("run_autoregressive.py", "--unet_model_folder"),
         ("run_autoregressive.py", "--vae_ft_model_folder"),
+        ("make_clips.py", "--model_folder"),
+        ("make_clips.py", "--vae_ft_model_folder"),
         ("evaluate.py", "--model_folder"),
         ("evaluate.py", "--vae_ft_model_folder"),
         ("play.py", "--model_folder"),
@@ -221,6 +330,9 @@ def test_every_flag_for_a_model_takes_a_hub_id_and_offline_says_so(
             run,
         ),
         "evaluate.py": ("--model_folder", run, "--episodes", episodes(base), "--output_folder", tmp_path / "measured"),
+        "make_clips.py": (
+            *("--model_folder", run, "--dataset_basepath", episodes(base), "--output_dir", tmp_path / "clips"),
+        ),
         "play.py": ("--model_folder", run, "--no_browser"),
     }
     with pytest.raises(BadInput, match="^owner/unheard-of: neither a local folder nor a Hub .* HF_HUB_OFFLINE is set"):

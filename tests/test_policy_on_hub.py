@@ -3,14 +3,19 @@
 Through the real command lines, the real client and real games, against a Hub on this machine."""
 
 import json
+import resource
+import shutil
 import zipfile
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from console import BadInput
 from hub_server import READER, WRITER, local_hub
 from huggingface_hub import ModelCard
 from PIL import Image
+from policy_card import push_policy
+from progress import Progress
 from stage_one import GENERATE, ONE_GAME, SMALL_GAME, TRAIN, call, contents, is_refused
 
 PUSH = ("--push_to_hub", "--hub_model_id")
@@ -97,6 +102,27 @@ def test_a_policy_that_cannot_be_had_from_the_hub_is_one_line(tmp_path: Path) ->
         offline = {**online, "HF_HUB_OFFLINE": "1"}
         assert is_refused(recorded(tmp_path, "owner/new", offline), "HF_HUB_OFFLINE is set")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_too_full_for_what_comes_from_the_hub_or_goes_there_is_one_line(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "best_model.zip", "w") as policy:
+        policy.writestr("policy.pth", bytes(100_000))
+        policy.writestr("policy.json", '{"scenario": "basic"}')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # stands for the disk
+    try:
+        with pytest.raises(BadInput, match=r"cannot write .* \(File too large\); make room"):
+            push_policy(tmp_path, tmp_path, "owner/agent", Progress("run"), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (tmp_path / "home").write_text("a file where the cache should be")
+    with local_hub(tmp_path / "hub") as hub:
+        (hub.root / "models/owner/agent").mkdir(parents=True)
+        shutil.copy(tmp_path / "best_model.zip", hub.root / "models/owner/agent")
+        done = recorded(tmp_path, "owner/agent", hub.environment(tmp_path / "home"))
+    last = done.stderr.splitlines()[-1]  # before it the client's own warnings
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"--policy owner/agent: {tmp_path / 'home'}" in last and "(Not a directory); make room" in last
 
 
 def recorded(tmp_path: Path, name: str, extra: dict[str, str]) -> CompletedProcess[str]:
