@@ -1,6 +1,6 @@
 #!/bin/sh
-# Tunes the decoder of the `small` autoencoder that train_diffusion_scripts/small.sh made, on a game's frames; the encoder
-# stays, so its latents and world models stay valid. Run again, it goes on where it stopped.
+# Tunes the decoder of the `small` autoencoder on a game's frames; the encoder stays, so its latents and world models stay
+# valid. train_diffusion_scripts/small.sh calls it once there are latents; with more steps it can be run again later on.
 #   sh finetune_vae_scripts/small.sh EPISODES [OUT [flags of finetune_vae.py]]
 #   sh finetune_vae_scripts/small.sh episodes runs/small --max_train_minutes 30
 set -eu
@@ -23,5 +23,6 @@ if [ ! -f "$out/latents/latent_black.pt" ]; then
 fi
 
 "$PYTHON" "$root/finetune_vae.py" --dataset_basepath "$episodes" --output_dir "$out/decoder" \
-    --model_folder_or_id "$out/autoencoder" --max_train_steps 20000 "$@"
+    --model_folder_or_id "$out/autoencoder" --mixed_precision bf16 --max_train_steps 6000 --learning_rate 5e-4 \
+    --lr_scheduler cosine --ema_decay 0.998 --save_dtype float16 "$@"
 echo "a tuned decoder: $out/decoder/autoencoder; play with it as --vae_ft_model_folder"
