@@ -386,12 +386,7 @@ def load_world_model(
     Raises BadInput when the folder is not a world model or its parts do not fit together.
     """
     folder = find_world_model(folder_or_id)
-    try:
-        config = WorldModelConfig.from_json(read_world_model_config(folder))
-    except (KeyError, TypeError) as error:
-        raise BadInput(
-            f"{folder}/config.json: not a world model's config ({first_line(error)}); give another folder"
-        ) from None
+    config = read_config(folder)
     source = vae_folder_or_id or autoencoder_of(folder)
     autoencoder = load_autoencoder(source, geometry=config.geometry, device=device)
     is_ours = config.encoder_sha256 is not None
@@ -421,6 +416,16 @@ def load_world_model(
         raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
     world_model.requires_grad_(False)
     return LoadedWorldModel(world_model.to(device).eval(), autoencoder, scheduler, config, start_contexts)
+
+
+def read_config(folder: Path) -> WorldModelConfig:
+    """The config of a folder that `find_world_model` gave. Raises BadInput when it is none."""
+    try:
+        return WorldModelConfig.from_json(read_world_model_config(folder))
+    except (KeyError, TypeError) as error:
+        raise BadInput(
+            f"{folder}/config.json: not a world model's config ({first_line(error)}); give another folder"
+        ) from None
 
 
 def _completed(config: WorldModelConfig, autoencoder: Autoencoder, source: str | Path) -> WorldModelConfig:

@@ -184,7 +184,12 @@ def _licence_of_base(base: str | Path) -> dict[str, str]:
 
 def _card_in(folder: Path) -> Path | None:
     """The card of a model folder, of what a run folder holds, or of the pipeline that a network's folder is part of."""
-    places = [folder, folder / "autoencoder", *([folder.parent] if folder.name in ("unet", "vae") else [])]
+    places = [
+        folder,
+        folder / "world_model",
+        folder / "autoencoder",
+        *([folder.parent] if folder.name in ("unet", "vae") else []),
+    ]
     return next((place / "README.md" for place in places if (place / "README.md").is_file()), None)
 
 

@@ -21,7 +21,7 @@ from legacy_models import (
     scheduler_folder,
     vae_of,
 )
-from presets import Preset
+from presets import PRESETS, Preset
 
 FORMAT_VERSION = 1
 AUTOENCODER_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
@@ -36,6 +36,8 @@ AUTOENCODER_FILES = tuple(
 UNET_FILES = tuple(f"unet/{name}" for name in ("config.json", *WEIGHTS, "diffusion_pytorch_model-*.safetensors"))
 EVERY_FILE = ("*.json", "*.safetensors")
 WORLD_MODEL_FILES = ("config.json", "embedding_info.json", "unet/config.json", "action_embedding_model.safetensors")
+# Of what a training may start from: the UNet, and of a world model all but the autoencoder and the beginnings.
+START_FILES = (*UNET_FILES, *WORLD_MODEL_FILES, "action_positions.safetensors", "noise_scheduler/scheduler_config.json")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def find_autoencoder(
     Raises BadInput when the folder is not an autoencoder, or is of another preset.
     """
     root = resolve_folder(folder_or_id, files=AUTOENCODER_FILES)
-    folder = resolve_folder(root, "autoencoder", "vae")
+    folder = resolve_folder(root, "world_model", "autoencoder", "vae")
     cure = "give a folder that finetune_vae.py or diffusers wrote"
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder}: not an autoencoder folder (no config.json); {cure}")
@@ -184,6 +186,64 @@ def read_world_model_config(folder: Path) -> dict[str, Any]:
     if not is_published(folder):
         return read_json(folder / "config.json")
     return {"geometry": Geometry.of(preset_of(folder)).facts(), **published_config(folder)}
+
+
+def find_own_world_model(folder_or_id: str | Path) -> Path | None:
+    """The world model of ours that a training may go on from: a folder, a run folder or a Hub id; None for others.
+
+    Raises BadInput when there is no such folder, or when it is ours and broken."""
+    folder = resolve_folder(folder_or_id, "world_model", files=START_FILES)
+    path = folder / "config.json"
+    is_ours = path.is_file() and "_class_name" not in read_json(path) and not is_published(folder)
+    return find_world_model(folder) if is_ours else None
+
+
+def preset_of_world_model(folder: Path) -> Preset:
+    """The preset that a world model of ours was trained with, as its folder tells it; what it does not tell, rates and
+    batch sizes, is the named preset's. Raises BadInput where a .json file was named, which alone knows them."""
+    config, unet = read_json(folder / "config.json"), read_json(folder / "unet" / "config.json")
+    name = config["geometry"]["preset"]
+    if name not in PRESETS:
+        raise BadInput(f"{folder}: was trained with the preset file {name}.json; name that file with --preset")
+    return dataclasses.replace(
+        PRESETS[name],
+        **_trained_with(folder),
+        num_inference_steps=config["num_inference_steps"],
+        guidance_scale=config["guidance_scale"],
+        unet={key: unet[key] for key in PRESETS[name].unet},
+    )
+
+
+def check_preset_fits(preset: Preset, folder: Path) -> None:
+    """Raises BadInput naming the first field in which a preset is not what a world model of ours was trained with."""
+    for name, value in _trained_with(folder).items():
+        if getattr(preset, name) != value:
+            raise BadInput(
+                f"{folder}: was trained with {name} {value}, not {getattr(preset, name)}; leave out --preset and "
+                "--frame_stride to take all from the model, or start from another"
+            )
+
+
+def _trained_with(folder: Path) -> dict[str, Any]:
+    """The fields of Preset that a world model cannot change, by name."""
+    config, unet = read_json(folder / "config.json"), read_json(folder / "unet" / "config.json")
+    try:
+        geometry = dataclasses.asdict(Geometry(**config["geometry"]))
+        del geometry["preset"]
+        channels, height, width = config["latent_shape"]
+        plain = ("context_length", "frame_stride", "num_noise_buckets", "max_noise_level")
+        return {
+            **{name: config[name] for name in plain},
+            **geometry,
+            "latent_channels": channels,
+            "latent_height": height,
+            "latent_width": width,
+            "predicts_change": config.get("predicts_change", False),
+            "conditions_on_actions": unet.get("time_cond_proj_dim") is not None,
+            "sampler_steps": config.get("sampler_steps"),
+        }
+    except (KeyError, TypeError, ValueError):
+        raise BadInput(f"{folder}/config.json: not a world model's config; copy the folder again") from None
 
 
 def autoencoder_of(folder: Path) -> Path | str:

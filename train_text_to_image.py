@@ -8,6 +8,8 @@ there is no text. The same command again resumes exactly where the last checkpoi
         --mixed_precision bf16 --gradient_checkpointing --gradient_accumulation_steps 8 --dry_run
     python train_text_to_image.py --dataset_basepath episodes --from_pixels --vae_folder_or_id runs/autoencoder \\
         --output_dir runs/world_model
+    python train_text_to_image.py --dataset_basepath latents --output_dir runs/continued \\
+        --pretrained_model_name_or_path assets/models/small --learning_rate 1e-4
 """
 
 import argparse
@@ -37,11 +39,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of latent_episode_*.pt, with --from_pixels of episode_*.parquet; or data set on the Hub",
     )
     add("--output_dir", required=True, help="run folder: checkpoints, metrics, samples, and world_model/ to play")
-    add("--preset", default="small", help="sd14, small, smoke, or a .json file based on one of them")
+    add(
+        "--preset",
+        help="sd14, small, smoke, or a .json file based on one of them; default: that of the world model started from, "
+        "else small",
+    )
     add(
         "--pretrained_model_name_or_path",
-        help="folder or Hub id in Stable Diffusion's layout whose UNet to start from; default: the preset's, "
-        "CompVis/stable-diffusion-v1-4 for sd14, none for the others",
+        help="what to start from: a finished world model (its folder, run folder or Hub id), whole, or the UNet of a "
+        "folder or Hub id in Stable Diffusion's layout; default: the preset's, CompVis/stable-diffusion-v1-4 for sd14, "
+        "none for the others",
     )
     add("--from_pixels", action="store_true", help="train from episodes, encoding each batch on the fly")
     add(
@@ -111,8 +118,9 @@ class Plan:
     train_paths: list[Path]
     validation_paths: list[Path]
     autoencoder: str | Path  # folder or Hub id
-    pretrained: str | None  # folder or Hub id the UNet starts from
-    unet_folder: Path | None  # where that lies on disk
+    pretrained: str | None  # folder or Hub id of what the weights start from
+    unet_folder: Path | None = None  # where that lies on disk, if it is a text-to-image UNet
+    world_model_folder: Path | None = None  # where that lies on disk, if it is a world model of ours
 
 
 def main(args: argparse.Namespace) -> None:
@@ -123,6 +131,7 @@ def main(args: argparse.Namespace) -> None:
         hub_upload.open_repository(args)
     command_line.print_settings(
         args,
+        preset=args.preset or plan.preset.name,
         frame_stride=plan.preset.frame_stride,
         train_batch_size=plan.batch_size,
         optimizer=plan.optimizer,
@@ -145,8 +154,8 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
     import torch
 
     from data_loader import WindowDataset
-    from model import LoadedWorldModel, build_world_model, load_autoencoder, make_scheduler
-    from pretrained import world_model_from_unet
+    from model import LoadedWorldModel, load_autoencoder, make_scheduler
+    from pretrained import finished_world_model, new_world_model
     from training import TrainingRun, make_accelerator
     from validation import Validation
     from window_loss import loss_of
@@ -168,10 +177,11 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
     if kind == "latents":
         check_encoder(dataset, autoencoder, args)
     torch.manual_seed(args.seed)
-    if plan.unet_folder is None:
-        world_model = build_world_model(preset, dataset.num_actions)
+    if plan.world_model_folder is None:
+        world_model, config = new_world_model(preset, dataset, autoencoder, plan.unet_folder)
     else:
-        world_model = world_model_from_unet(plan.unet_folder, preset, dataset.num_actions)
+        name = args.dataset_basepath
+        world_model, config = finished_world_model(plan.world_model_folder, preset, dataset, name, plan.autoencoder)
     if args.gradient_checkpointing:
         world_model.unet.enable_gradient_checkpointing()
     global_batch = plan.batch_size * accelerator.num_processes * args.gradient_accumulation_steps
@@ -180,13 +190,13 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         "seed": args.seed,
         "global_batch_size": global_batch,
         "optimizer": plan.optimizer,
-        "num_actions": dataset.num_actions,
+        "num_actions": config.num_actions,
         "action_table": dataset.action_table,
         "encoder_sha256": autoencoder.encoder_sha256,
         "from_pixels": args.from_pixels,
         "legacy_alignment": args.legacy_alignment,
     }
-    if plan.unet_folder is not None:  # the shape of what was loaded, wherever it lies
+    if plan.pretrained is not None:  # the shape of what was loaded, wherever it lies
         identity["unet"] = {k: v for k, v in world_model.unet.config.items() if not k.startswith("_")}
     run = TrainingRun(
         args,
@@ -201,7 +211,6 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         push(args, plan, len(dataset), global_batch)
         return
     scheduler = make_scheduler()
-    config = make_config(preset, autoencoder, dataset)
     batches = run.batches(dataset, plan.batch_size)
 
     def train_step() -> None:
@@ -229,7 +238,8 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
     while True:
         is_over = run.is_over()
         with run.housekeeping():
-            if is_over or run.is_due(args.validation_steps):
+            is_untouched = run.step == 0 and plan.world_model_folder is not None  # what there is to improve on
+            if is_over or is_untouched or run.is_due(args.validation_steps):
                 validation(is_last=is_over)  # before the checkpoint, whose numbers are then all there
             if is_over or run.is_due(args.checkpointing_steps):
                 run.save(validation.save_model)
@@ -279,11 +289,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
     """Settles flags, preset and folders. Raises BadInput before anything heavy is imported."""
     from dataset_folders import public_name
     from model_folders import find_autoencoder, find_unet
-    from presets import get_preset
 
-    preset = get_preset(args.preset)
-    if args.frame_stride:
-        preset = dataclasses.replace(preset, frame_stride=args.frame_stride)
+    preset, world_model_folder = choose_preset(args)
     named = "adamw" if args.use_adamw else "adafactor" if args.use_adafactor else None
     optimizer, learning_rate, lr_scheduler = preset.optimization(named)
     args.lr_scheduler = args.lr_scheduler or lr_scheduler
@@ -302,8 +309,28 @@ def make_plan(args: argparse.Namespace) -> Plan:
         validation_paths=validation_paths,
         autoencoder=autoencoder,
         pretrained=pretrained,
-        unet_folder=find_unet(pretrained, preset) if pretrained else None,
+        unet_folder=find_unet(pretrained, preset) if pretrained and not world_model_folder else None,
+        world_model_folder=world_model_folder,
     )
+
+
+def choose_preset(args: argparse.Namespace) -> tuple["Preset", Path | None]:
+    """(preset, folder of the world model that --pretrained_model_name_or_path names, if it is one of ours).
+
+    Raises BadInput where the two do not go together."""
+    from model_folders import check_preset_fits, find_own_world_model, preset_of_world_model
+    from presets import get_preset
+
+    named = get_preset(args.preset) if args.preset else None
+    source = args.pretrained_model_name_or_path
+    folder = find_own_world_model(source) if source else None
+    preset = named or (preset_of_world_model(folder) if folder else get_preset("small"))
+    if args.frame_stride:
+        preset = dataclasses.replace(preset, frame_stride=args.frame_stride)
+    if folder:
+        check_preset_fits(preset, folder)
+        preset = dataclasses.replace(preset, pretrained=source)  # whose autoencoder serves where no other is at hand
+    return preset, folder
 
 
 def choose_autoencoder(args: argparse.Namespace, preset: "Preset") -> str | Path:
@@ -349,29 +376,6 @@ def check_encoder(dataset, autoencoder, args: argparse.Namespace) -> None:
             f"{args.vae_folder_or_id or 'the autoencoder there'} is {autoencoder.encoder_sha256[:12]}; "
             f"encode again with encode_images.py, or name their autoencoder with --vae_folder_or_id"
         )
-
-
-def make_config(preset, autoencoder, dataset):
-    """What a player needs to know of the model, from what the data and the preset say."""
-    from episodes import numbered_actions
-    from model import WorldModelConfig
-
-    table = dataset.action_table or numbered_actions(dataset.num_actions)
-    return WorldModelConfig(
-        geometry=autoencoder.geometry,
-        context_length=preset.context_length,
-        frame_stride=preset.frame_stride,
-        tics_per_second=dataset.tics_per_second,
-        action_table=tuple(table),
-        latent_shape=(preset.latent_channels, preset.latent_height, preset.latent_width),
-        num_noise_buckets=preset.num_noise_buckets,
-        max_noise_level=preset.max_noise_level,
-        num_inference_steps=preset.num_inference_steps,
-        guidance_scale=preset.guidance_scale,
-        encoder_sha256=autoencoder.encoder_sha256,
-        predicts_change=preset.predicts_change,
-        sampler_steps=preset.sampler_steps,
-    )
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def check_dataset(dataset: WindowDataset, config: WorldModelConfig, dataset_name
     if theirs and theirs != ours:
         raise BadInput(
             f"{dataset_name}: latents of encoder {theirs[:12]}, but {model_name} was trained on {ours[:12]}; "
-            "encode again with its own autoencoder, or use --start_from_pixels"
+            f"encode again with encode_images.py --model_folder_or_id {model_name}, or start from the episodes"
         )
     if dataset.action_table and list(dataset.action_table) != list(config.action_table):
         raise BadInput(
@@ -169,6 +169,7 @@ class Validation:
         num_windows: int,
     ) -> None:
         self.run, self.loaded, self.held_out = run, loaded, held_out
+        self.steps_before = loaded.config.trained_steps  # of the world model that this run goes on from
         self.folder = run.output_dir / "world_model"
         self.indices = evenly(len(held_out), num_windows)
         self.constant = training_mean(dataset, loaded.autoencoder)
@@ -222,6 +223,7 @@ class Validation:
         """Writes `world_model/` with the averaged weights."""
         if not self.run.accelerator.is_main_process:
             return
-        self.loaded.config = dataclasses.replace(self.loaded.config, trained_steps=self.run.step)
+        steps = self.steps_before + self.run.step
+        self.loaded.config = dataclasses.replace(self.loaded.config, trained_steps=steps)
         with self.run.averaged():
             self.loaded.save(self.folder)
