@@ -309,8 +309,8 @@ class Besides:
             if seen is None:
                 return False
             self._note(player, seen.frame, beside.action)
-            if REAL in player.recorders:
-                player.recorders[REAL].add(seen.frame, beside.action)
+            if REAL in player.recorders and not player.recorders[REAL].add(seen.frame, beside.action):
+                self._end_recording(player)
             beside.observation = seen.observation
             self._show_waiting(player)
             if seen.is_over:

@@ -31,6 +31,7 @@ from saves import Logged, checkpoint_id, drawn_by, frame_digest, pack, told, unp
 HISTORY_S = 150.0  # how far back a player can go
 RATE_FRAMES = 20  # over how many frames the real-time factor is measured
 JPEG_QUALITY = 90
+MOST_RECORDINGS, MOST_UNFINISHED = 50, 4  # of one player: in all, and at work at once after they were ended
 
 
 class GameLoop(threading.Thread):
@@ -49,7 +50,7 @@ class GameLoop(threading.Thread):
         self._ticks_s: deque[float] = deque(maxlen=RATE_FRAMES + 1)
         self._next_start = 0
         self._recording: list[Player] = []
-        self._unfinished: list[Future] = []
+        self._unfinished: list[tuple[Player, Future]] = []  # recordings that are being completed
         jump = partial(self.jump, keeps_keys=True)
         self.besides = Besides(engine, companions or Companions(), jump, self.end_recording)
 
@@ -268,7 +269,13 @@ class GameLoop(threading.Thread):
     # ------------------------------------------------------------------------------------------------ recordings
 
     def _record(self, player: Player, *, has_episode: bool) -> None:
-        """The dream, and the real game too where it stands beside it."""
+        """The dream, and the real game too where it stands beside it. Raises BadInput where it is one too many."""
+        self._unfinished = [(owner, future) for owner, future in self._unfinished if not future.done()]
+        if sum(owner is player for owner, _ in self._unfinished) >= MOST_UNFINISHED:
+            raise BadInput("earlier recordings are still being written; try again in a while")
+        if player.recordings >= MOST_RECORDINGS:
+            raise BadInput(f"{MOST_RECORDINGS} recordings are the most of one visit; open a new tab for more")
+        player.recordings += 1
         config, standing = self.engine.config, self._standing_frame(player)
         games = {DREAM: (Game.dream(config), standing)}
         scenario, frame = self.besides.real_frame(player)
@@ -293,19 +300,18 @@ class GameLoop(threading.Thread):
         def tell(recorder: PlayRecorder, error: Exception | None) -> None:
             episode = f" and {recorder.episode}" if recorder.episode else ""
             what = "Recorded" if recorder.game.kind == DREAM else "Recorded of the real game"
-            text = f"{what} {recorder.frames} frames: {recorder.film}{episode}"
+            text = f"{what} {recorder.frames} frames: {recorder.film}{episode}. {recorder.why_full}".strip(" .")
             told.append(text if error is None else f"The recording could not be written: {error}")
             if len(told) == len(recorders):
                 player.post("recording", {"type": "recording", "on": False, "text": ". ".join(sorted(told))})
 
-        self._unfinished = [each for each in self._unfinished if not each.done()]
-        self._unfinished += [recorder.finish(partial(tell, recorder)) for recorder in recorders.values()]
+        self._unfinished += [(player, recorder.finish(partial(tell, recorder))) for recorder in recorders.values()]
 
     def _finish_recordings(self) -> None:
         """Before the thread ends: what is being recorded becomes whole."""
         for player in list(self._recording):
             self.end_recording(player)
-        for future in self._unfinished:
+        for _, future in self._unfinished:
             future.result()
 
     # ------------------------------------------------------------------------------------------------ pictures

@@ -15,6 +15,8 @@ MAX_BUTTONS = 32
 MAX_NAME_CHARS = 60
 LARGEST = 2**31 - 1
 MESSAGES_PER_S, MESSAGE_BURST = 240.0, 480.0  # a page sends an answer per frame and a few inputs between them
+# What a message takes of its player's allowance where that is more than 1: it holds the engine up, or starts something.
+COSTS = {"save": 60, "load": 60, "record": 40, "beside": 60, "resync": 30, "restart": 4, "rewind": 4}
 MALFORMED_ALLOWED = 20
 SEND_S = 60.0  # a page that takes nothing for so long has gone, whatever its machine says
 
@@ -169,7 +171,7 @@ def unpacked_save(message: bytes) -> bytes:
 
 @dataclass
 class Allowance:
-    """How many messages a connection may still send: a bucket that refills with time."""
+    """How many messages a client may still send: a bucket that refills with time."""
 
     rate_per_s: float = MESSAGES_PER_S
     burst: float = MESSAGE_BURST
@@ -179,12 +181,12 @@ class Allowance:
     def __post_init__(self) -> None:
         self._left = self.burst
 
-    def take(self, now_s: float | None = None) -> bool:
-        """Whether one more message is allowed at `now_s` (seconds of a monotonic clock)."""
+    def take(self, now_s: float | None = None, cost: float = 1.0) -> bool:
+        """Whether one more message, of that cost, is allowed at `now_s` (seconds of a monotonic clock)."""
         now_s = time.monotonic() if now_s is None else now_s
         self._left = min(self.burst, self._left + (now_s - self._filled_at_s) * self.rate_per_s)
         self._filled_at_s = now_s
-        self._left -= 1
+        self._left -= cost
         if self._left < 0:
             self._left = 0.0
             return False

@@ -6,6 +6,7 @@ are the server's; nothing of a client's is in them. Knows frames and actions, no
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from pictures import encode_jpeg
 
 DREAM, REAL = "dream", "real"  # kinds of games
 LONGEST_S = 600.0
+MOST_WAITING_BYTES = 128 * 2**20  # of frames that are not written yet
 SHORTEST_EPISODE_ROWS = 2  # a shorter one has no window to train on, and trainers refuse folders with such files
 BITS_PER_PIXEL = 0.25
 JPEG_QUALITY = 90
@@ -53,7 +55,7 @@ class Game:
 
 
 class PlayRecorder:
-    """`add` every frame with the action that led to it, then `finish`.
+    """`add` every frame with the action that led to it, then `finish`. why_full: why `add` wants no more, else empty.
 
     The film is written beside its final name and renamed when whole. Errors of the disk come out of `finish`."""
 
@@ -64,6 +66,9 @@ class PlayRecorder:
         self.most_frames = round(LONGEST_S * game.frames_per_second)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="recorder")
         self._error: Exception | None = None
+        self.why_full = ""
+        self._waiting_bytes = 0
+        self._lock = threading.Lock()  # of that number
         stem = f"{game.kind}_{time.strftime('%Y%m%d_%H%M%S')}_{time.time_ns() % 10**9:09d}"
         self.film = folder / f"{stem}.webm"
         self.episode = folder / game.kind / "level_0" / stem / real_game.episode_file(0) if has_episode else None
@@ -118,6 +123,8 @@ class PlayRecorder:
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
 
     def _add(self, frame: np.ndarray, action: int) -> None:
+        with self._lock:
+            self._waiting_bytes -= frame.nbytes
         if self.episode is not None:  # a row is the frame seen and the action chosen on it
             if self._writer is None:
                 self._open_episode()
@@ -127,10 +134,23 @@ class PlayRecorder:
         self._film(frame)
 
     def add(self, frame: np.ndarray, action: int) -> bool:
-        """One more frame, uint8 (H, W, 3), and the action that led to it. Returns whether there is room for another."""
+        """One more frame, uint8 (H, W, 3), and the action that led to it. Returns whether there is room for another.
+
+        It is left out where those before it wait to be written: memory is not for a disk that is too slow."""
+        with self._lock:
+            if self._waiting_bytes + frame.nbytes > MOST_WAITING_BYTES:
+                self.why_full = "It ends where the disk was too slow to go on."
+                return False
+            self._waiting_bytes += frame.nbytes
         self.frames += 1
         self._do(self._add, frame, action)
-        return self.frames < self.most_frames and self._error is None
+        if self.frames >= self.most_frames:
+            self.why_full = f"A recording is of {LONGEST_S / 60:g} minutes at most."
+        return not self.why_full and self._error is None
+
+    def catch_up(self) -> None:
+        """Waits until all that was added is written."""
+        self._worker.submit(lambda: None).result()
 
     def _close(self) -> None:
         self._container.mux(self._stream.encode())

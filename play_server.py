@@ -22,7 +22,7 @@ from blind_server import PAGE_FILES as BLIND_FILES
 from blind_server import BlindServer
 from blind_test import BlindTest
 from game_loop import GameLoop
-from messages import MALFORMED_ALLOWED, SEND_S, Allowance, Malformed, Message, parse, unpacked_save
+from messages import COSTS, MALFORMED_ALLOWED, SEND_S, Malformed, Message, parse, unpacked_save
 from players import FRAMES_ON_THE_WAY_S, Mailbox, Player, Seats
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -35,7 +35,6 @@ PAGE_FILES = {
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Why a connection was closed; 4000 to 4999 are an application's own.
 REFUSED, TOO_MUCH, FULL, REPLACED, IDLE = 1008, 1008, 4001, 4002, 4003
-MESSAGES_PER_SAVE = 60  # what a save file costs of a connection's allowance, on either way: it holds the engine up
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -182,7 +181,7 @@ class PlayServer:
 
     async def _receive(self, websocket: WebSocket, player: Player, mailbox: Mailbox) -> int | None:
         """Takes what a client sends until the connection ends, or the client goes too far: the code to close with."""
-        allowance, strikes = Allowance(), 0
+        strikes = 0
         while True:
             event = await websocket.receive()
             if event["type"] != "websocket.receive":
@@ -190,8 +189,8 @@ class PlayServer:
             text, contents = event.get("text"), event.get("bytes")
             try:
                 message = None if text is None else parse(text)
-                has_save = message is None or message.type == "save"
-                if not all([allowance.take() for _ in range(MESSAGES_PER_SAVE if has_save else 1)]):
+                kind = "load" if message is None else message.type
+                if not player.allowance.take(cost=COSTS.get(kind, 1)):
                     return TOO_MUCH
                 if message is not None:
                     self._take(message, player, mailbox)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from messages import Message, Picture
+from messages import Allowance, Message, Picture
 from play_recorder import PlayRecorder
 
 if TYPE_CHECKING:
@@ -111,11 +111,13 @@ class Player:
     settings: Settings
     session: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     lock: threading.Lock = field(default_factory=threading.Lock)
+    allowance: Allowance = field(default_factory=Allowance)  # the server's thread; of all connections together
     # ---- the engine's thread
     state: dict[str, Tensor] | None = None  # GameEngine.state(); None: no game begun yet
     history: deque[Moment] = field(default_factory=deque)
     game: int = 0  # counts the games begun or loaded
     timeline: int = 0  # counts all jumps, rewinds too
+    recordings: int = 0  # made so far
     recorders: dict[str, PlayRecorder] = field(default_factory=dict)  # at work now: of the dream, of the real game
     beside: "Beside | None" = None  # what was ever asked to stand beside the dream
     is_shown: bool = False  # whether the page was sent the frame that the game stands at; a new connection clears it

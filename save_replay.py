@@ -80,6 +80,7 @@ def replay(engine: GameEngine, save: Save, recordings: Path) -> tuple[Verdict, P
     for row, how in zip(tqdm(drawn, desc="replay", unit="frame"), settings, strict=True):
         engine.use(how.steps, how.guidance, how.noise)
         frame = engine.step(row.action)
+        recorder.catch_up()
         recorder.add(frame, row.action)
         if frame_digest(frame) != row.digest:
             others.append(row.frame)

@@ -2,18 +2,24 @@
 
 import asyncio
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from actions import action_table, table_rows
 from starlette.websockets import WebSocketState
 from tiny_models import tiny_world_model
 
+import game_loop
+import play_recorder
 import play_server
 from controls import button_keys, nearest_action
 from engine import GameEngine
 from game_loop import GameLoop
 from messages import Allowance, Malformed, Picture, parse
+from play_recorder import PlayRecorder
 from play_server import PlayServer
 from players import Mailbox, Player, Seats, Settings
 from saves import unpack
@@ -75,6 +81,32 @@ def test_an_allowance_is_a_burst_and_then_a_rate() -> None:
     start_s = allowance._filled_at_s
     assert [allowance.take(start_s) for _ in range(6)] == [True] * 5 + [False]
     assert [allowance.take(start_s + 0.25) for _ in range(3)] == [True, True, False]
+
+
+MESSAGES = {"load": b"\x02save", "save": '{"type":"save","name":"a"}', "resync": '{"type":"resync"}'}
+MESSAGES |= {"record": '{"type":"record","on":true,"episode":true}', "pause": '{"type":"pause","on":true}'}
+MESSAGES |= {"beside": '{"type":"beside","what":"game","episode":0}'}
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_what_holds_the_engine_up_or_starts_something_costs_more_than_a_key(kind: str) -> None:
+    """How many of a kind one player may send at once; a new connection brings no new allowance."""
+    events = 0
+
+    class Connection:
+        async def receive(self) -> dict:
+            nonlocal events
+            events += 1
+            if events % 5 == 0:
+                return {"type": "websocket.disconnect"}
+            return {"type": "websocket.receive", "bytes" if kind == "load" else "text": MESSAGES[kind]}
+
+    player = Player(Settings(1, 1.0, 0), allowance=Allowance(rate_per_s=0))
+    server = SimpleNamespace(loop=SimpleNamespace(wake=lambda: None), _take=lambda *_: None)
+    while asyncio.run(PlayServer._receive(server, Connection(), player, None)) is None:
+        assert events < 10_000
+    taken = events - events // 5 - 1
+    assert taken == {"resync": 16, "record": 12, "pause": 480}.get(kind, 8)
 
 
 def picture(frame: int) -> Picture:
@@ -231,6 +263,66 @@ def test_who_takes_a_seat_while_a_picture_is_on_its_way_to_the_old_page_gets_it_
     for _ in range(2):
         loop.serve(player)
     assert new.pictures[0].input == 0 and "jumped" in dict(new.letters)  # else the page takes no picture for its own
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A disk that takes nothing until the event is set."""
+    ready, film = threading.Event(), PlayRecorder._film
+    monkeypatch.setattr(PlayRecorder, "_film", lambda recorder, frame: (ready.wait(), film(recorder, frame)))
+    yield ready
+    ready.set()
+
+
+def test_a_player_has_so_many_recordings_and_few_at_work_at_once(
+    tmp_path: Path, disk: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(game_loop, "MOST_RECORDINGS", 6)
+    loop = GameLoop(GameEngine(tiny_world_model()), Seats(2, Settings(1, 1.0, 0)), tmp_path)
+
+    def refusals(player: Player, wishes: int) -> list[str]:
+        player.mailbox.letters.clear()
+        for _ in range(wishes):
+            for on in ("true", "false"):
+                player.wish("record", parse(f'{{"type":"record","on":{on},"episode":false}}'))
+                loop.serve(player)
+        return [letter["text"] for kind, letter in player.mailbox.letters if kind == "problem"]
+
+    me, other = (Player(Settings(1, 1.0, 0), mailbox=Box()) for _ in range(2))
+    assert refusals(me, 5) == ["earlier recordings are still being written; try again in a while"]
+    assert refusals(other, 1) == []
+    disk.set()
+    for _, future in loop._unfinished:
+        future.result(60)
+    (said,) = refusals(me, 3)
+    assert said.startswith("6 recordings are the most of one visit")
+    loop._finish_recordings()
+    assert len(list(tmp_path.glob("*.webm"))) == 7
+
+
+def test_a_recording_ends_with_a_word_where_it_is_too_long_or_the_disk_too_slow(
+    tmp_path: Path, disk: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = GameLoop(GameEngine(tiny_world_model()), Seats(2, Settings(1, 1.0, 0)), tmp_path)
+
+    def recorded(frames: int) -> str:
+        player = Player(Settings(1, 1.0, 0), mailbox=Box())
+        player.wish("record", parse('{"type":"record","on":true,"episode":false}'))
+        for _ in range(frames):
+            loop.serve(player)
+        assert player.recorders == {}
+        disk.set()
+        loop._finish_recordings()
+        disk.clear()
+        return dict(player.mailbox.letters)["recording"]["text"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(play_recorder, "MOST_WAITING_BYTES", 3 * 60 * 80 * 3)
+        said = recorded(4)
+    assert said.startswith("Recorded 3 frames: ") and said.endswith("the disk was too slow to go on")
+    monkeypatch.setattr(play_recorder, "LONGEST_S", 0.6)
+    said = recorded(6)
+    assert said.startswith("Recorded 6 frames: ") and said.endswith("0.01 minutes at most")
 
 
 def test_the_history_is_bounded(tmp_path: Path) -> None:
