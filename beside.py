@@ -1,8 +1,8 @@
 """What stands beside a player's dream, in step with it: the real game or a recorded episode; the agent at the keys.
 
 A re-sync fills the model's context with the last real frames, encoded; from there the same actions go to both, and
-every dreamed frame is measured against the real one. Belongs to the engine's thread, which never waits longer for a
-real frame than a frame takes. Knows players, no sockets. Used by game_loop.py.
+every dreamed frame is measured against the real one. Belongs to the engine's thread, which never waits for a real
+frame: it goes on with the others and looks again. Knows players, no sockets. Used by game_loop.py.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ from real_process import GameGone, RealGame
 from replays import RecordedKeys, Replay, ReplayedEpisode
 
 GRACE_S = 5.0  # how long a real game waits for a connection that went
-ENCODED_AT_ONCE = 16
+ENCODED_AT_ONCE = 4  # frames of a re-sync, between two frames of the others
 JPEG_QUALITY = 90
 
 
@@ -59,6 +59,7 @@ class Beside:
     dream: np.ndarray | None = None  # the frame drawn last
     action: int = 0  # that leads to the real frame that is to come
     is_in_step: bool = False
+    is_resyncing: bool = False  # the real frames are being encoded, or one is still to come
     still: np.ndarray | None = None  # the real frame of the last re-sync
     ceiling_db: float | None = None  # of that frame encoded and decoded
     waiting: tuple[Picture, np.ndarray] | None = None  # a dreamed frame until its real one has come
@@ -111,10 +112,9 @@ class Besides:
         if kind == "agent":
             self._set_agent(player, wish["on"])
         elif kind == "resync":
-            if not self.deliver(player, timeout_s=1.0):  # else the game would be a frame ahead of the dream
-                raise BadInput("the real game is slow to answer; try again")
-            if not self._resync(player):
+            if not player.beside.recent:
                 raise BadInput("nothing stands beside the dream; start the real game or an episode first")
+            player.beside.is_resyncing = True
         elif wish["what"] == "game":
             if player.beside.what != "game":
                 self._open_game(player)
@@ -195,24 +195,26 @@ class Besides:
 
     # ------------------------------------------------------------------------------------------------ re-sync
 
-    @_contained(lambda *_: None)
-    def attend(self, player: Player) -> None:
-        """Looks whether a real game has begun, and lets the dream begin where it does."""
+    @_contained(lambda *_: True)
+    def attend(self, player: Player) -> bool:
+        """Looks what has come of the real game, and goes on with a re-sync; neither waits.
+
+        Returns whether the next frame can be played."""
         beside = player.beside
-        if not isinstance(beside.source, RealGame):
-            return
-        beginning = beside.source.beginning()
+        beginning = beside.source.beginning() if isinstance(beside.source, RealGame) else None
         if beginning is not None:
             beside.observation = beginning.observation
             self._begin(player, beginning.frames, beginning.actions)
-            self.tell(player)
+        if not self.deliver(player):  # else the game would be a frame ahead of the dream
+            return False
+        return not beside.is_resyncing or self._resync(player)
 
     def _begin(self, player: Player, frames: list[np.ndarray], actions: list[int]) -> None:
         """frames: k real ones, uint8 (H, W, 3).  actions: the k - 1 between them."""
         player.beside.recent.clear()
         for frame, action in zip(frames, [self.engine.config.no_op, *actions], strict=True):
             self._note(player, frame, action)
-        self._resync(player)
+        player.beside.is_resyncing = True
 
     def real_frame(self, player: Player) -> tuple[str, np.ndarray | None]:
         """(name of the real game, its frame now, uint8 (H0, W0, 3)); None where none runs beside the dream."""
@@ -227,22 +229,22 @@ class Besides:
         player.beside.recent.append(RealMoment(small, action))
 
     def _resync(self, player: Player) -> bool:
-        """The last real frames become the dream's context. Returns whether there are any."""
+        """Encodes some of the last real frames; once all are, they become the dream's context. Returns whether so."""
         beside, engine = player.beside, self.engine
-        if not beside.recent:
-            return False
         moments = list(beside.recent)
         unknown = [moment for moment in moments if moment.latent is None]
-        for first in range(0, len(unknown), ENCODED_AT_ONCE):
-            part = unknown[first : first + ENCODED_AT_ONCE]
+        part = unknown[:ENCODED_AT_ONCE]
+        if part:
             latents = engine.encode_frames(np.stack([moment.frame for moment in part])).cpu()
             for moment, latent in zip(part, latents, strict=True):
                 moment.latent = latent.clone()
+        if len(unknown) > len(part):
+            return False
         latents = torch.stack([moment.latent for moment in moments])[None]  # (1, k, C, h, w)
         actions = torch.tensor([[moment.action for moment in moments[1:]]], dtype=torch.int64)  # (1, k - 1)
         engine.reset(latents, actions, [int(player.state["seeds"][0])])
         self._jump(player, engine.state())
-        beside.is_in_step, beside.still = True, moments[-1].frame
+        beside.is_resyncing, beside.is_in_step, beside.still = False, True, moments[-1].frame
         beside.dream = engine.decode_latents(latents[0, -1:].to(engine.device))[0]
         beside.ceiling_db = float(psnr(beside.dream[None], beside.still[None])[0])
         return True
@@ -301,11 +303,11 @@ class Besides:
             self._note(player, beside.source.next_frame(), beside.action)
 
     @_contained(lambda *_: True)
-    def deliver(self, player: Player, timeout_s: float) -> bool:
-        """Shows the pair that waits, once it is one. Returns whether the next frame can be played."""
+    def deliver(self, player: Player) -> bool:
+        """Shows the pair that waits, once it is one. Returns whether no real frame is still to come."""
         beside = player.beside
-        if isinstance(beside.source, RealGame) and beside.source.is_asked:
-            seen = beside.source.answer(timeout_s)
+        if isinstance(beside.source, RealGame) and beside.source.asked is not None:
+            seen = beside.source.answer()
             if seen is None:
                 return False
             self._note(player, seen.frame, beside.action)
@@ -322,6 +324,16 @@ class Besides:
                 self.tell(player)
         self._show_waiting(player)
         return True
+
+    def rest(self, seconds: float) -> None:
+        """Lets that much time pass; a real frame that comes meanwhile ends it, and is shown at once."""
+        games = [each for each in self._players if isinstance(each.beside.source, RealGame)]
+        asked = {player.beside.source.asked: player for player in games if player.beside.source.asked is not None}
+        if not asked:
+            time.sleep(seconds)
+            return
+        for future in wait(asked, seconds, FIRST_COMPLETED).done:
+            self.deliver(asked[future])
 
     def _show_waiting(self, player: Player) -> None:
         beside = player.beside
@@ -386,6 +398,7 @@ class Besides:
             with suppress(Exception):  # a damaged file is as good as closed
                 source.close()
         beside.what, beside.source, beside.observation, beside.is_in_step = "nothing", None, None, False
+        beside.is_resyncing = False
         beside.still = beside.ceiling_db = None
         beside.recent.clear()
         beside.screen = None

@@ -115,10 +115,10 @@ class GameLoop(threading.Thread):
             due_s = max(due_s + self.period_s, now_s)  # a late frame moves all later ones: nothing is caught up
             self._wake.clear()
             while (rest_s := due_s - time.monotonic()) > 0 and not self._stopped.is_set():
-                time.sleep(min(rest_s, 0.2))
+                self.besides.rest(min(rest_s, 0.2))
 
     def serve(self, player: Player) -> bool:
-        """Fulfils a player's wishes, then plays one frame. Returns whether a frame was played."""
+        """Fulfils a player's wishes, then plays one frame. Returns whether there is more to do a frame later."""
         if player.mailbox is None:
             self.end_recording(player)
             return False
@@ -130,13 +130,12 @@ class GameLoop(threading.Thread):
                 self._fulfil(player, kind, wish)
             except BadInput as error:
                 player.post("problem", {"type": "problem", "text": str(error)})
-        if player.beside is not None:
-            self.besides.attend(player)
+        is_ready = player.beside is None or self.besides.attend(player)
         if not player.is_shown:
             self._show_standing(player)
         if not player.is_playing:
-            return False
-        if player.beside is None or self.besides.deliver(player, self.period_s):
+            return not is_ready
+        if is_ready:
             self._play(player)
         return True
 
@@ -169,7 +168,7 @@ class GameLoop(threading.Thread):
             player.show(picture)
         else:
             self.besides.keep(player, picture, frame)
-            self.besides.deliver(player, self.period_s)
+            self.besides.deliver(player)
 
     # ------------------------------------------------------------------------------------------------ jumps
 

@@ -1,4 +1,4 @@
-"""One real game in a process of its own, stepped frame by frame; the engine's thread never waits for its start.
+"""One real game in a process of its own, stepped frame by frame; the engine's thread never waits for it.
 
 The process ends with the pipe to it, however its owner ended, and takes the game's engine along. Knows no players and
 no models. Used by beside.py.
@@ -98,13 +98,16 @@ class Beginning:
 
 
 class RealGame:
-    """`begin`, and once `beginning()` gives it: `ask` for a frame, `answer` when it has come; `close` at any time."""
+    """`begin`, and once `beginning()` gives it: `ask` for a frame, `answer` when it has come; `close` at any time.
+
+    None of them waits: a thread of its own talks to the process. asked: done when the frame that was asked for has
+    come; None where none is to come."""
 
     def __init__(self, spec: GameSpec, actions: dict[int, int], first_frames: int) -> None:
         """actions: a model's action ids, as used here, -> the game's."""
         self.spec, self.actions, self.first_frames = spec, actions, first_frames
         self.seed = 0  # of the game that runs; the same one and the same actions give the same frames
-        self.is_asked = False  # an answer is to come
+        self.asked: Future[Seen] | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="real game")
         self._process: multiprocessing.process.BaseProcess | None = None
         self._orders: Connection | None = None
@@ -137,27 +140,33 @@ class RealGame:
         return self._orders is not None and self._begun is None and not self._is_closing.is_set()
 
     def ask(self, action: int) -> None:
-        """Lets the game play an action of the model's. Raises GameGone."""
-        self._send("step", self.actions[action])
-        self.is_asked, self._asked_s = True, time.monotonic()
+        """Lets the game play an action of the model's."""
+        self._asked_s = time.monotonic()
+        self.asked = self._worker.submit(self._promptly, "step", self.actions[action])
 
-    def answer(self, timeout_s: float) -> Seen | None:
-        """The frame that was asked for, None when it takes longer than that. Raises GameGone."""
-        seen = self._receive(timeout_s)
-        if seen is None and time.monotonic() - self._asked_s > HUNG_S:
-            self._process.kill()
-            raise GameGone("it does not answer")
-        self.is_asked = seen is None
-        return seen
+    def answer(self) -> Seen | None:
+        """The frame that was asked for, None while it has not come. Raises GameGone."""
+        if not self.asked.done():
+            if time.monotonic() - self._asked_s > HUNG_S:
+                self._process.kill()
+                raise GameGone("it does not answer")
+            return None
+        asked, self.asked = self.asked, None
+        return asked.result()
 
     def close(self) -> Future:
         """Ends the game and its process, without waiting; the future is done when both are gone."""
         self._is_closing.set()
         future = self._worker.submit(self._end)
         self._worker.shutdown(wait=False)
+        if self._process is not None:  # the thread may be in the middle of a message whose rest never comes
+            late = threading.Timer(2 * END_S, self._process.kill)
+            late.daemon = True
+            late.start()
+            future.add_done_callback(lambda _: late.cancel())
         return future
 
-    # ---- in the worker's thread, but for _send and _receive
+    # ---- in the worker's thread
 
     def _begin(self, choose: Callable[[Any], int], seed: int) -> Beginning:
         if self._process is None:

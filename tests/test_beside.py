@@ -20,7 +20,9 @@ from play_runs import until
 from stage_one import parent_of
 from tiny_models import tiny_preset, tiny_world_model
 
+import beside
 import real_game
+import real_process
 from agent import Agent, Policy, find_policy, load_policy, random_policy
 from command_line import BadInput
 from companions import Companions, find_companions
@@ -137,12 +139,13 @@ def frames_again(seed: int, actions: list[int]) -> list[np.ndarray]:
 def test_a_resync_fills_the_context_with_the_encoded_real_frames_and_the_same_keys_lead_both(table: Table) -> None:
     player = begun(table)
     source, engine, length = player.beside.source, table.loop.engine, table.loop.engine.config.context_length
-    actions = [moment.action for moment in player.history][1:]  # before the person had the keys, and one frame since
     for number, button in enumerate(("MOVE_FORWARD", "TURN_LEFT", "ATTACK", "TURN_LEFT", "MOVE_LEFT", "TURN_RIGHT"), 1):
         player.press(number, (button,))
         due = len(player.mailbox.pictures) + 1
         table.serve_until(player, lambda due=due: len(player.mailbox.pictures) >= due, "a pair comes")
-    actions += [picture.action for picture in player.mailbox.pictures if picture.input]
+    player.pause(True)
+    table.serve_until(player, lambda: source.asked is None, "the last pair comes")
+    actions = [moment.action for moment in player.history][1:]
     assert len(set(actions)) >= 5
     frames = frames_again(source.seed, actions)
 
@@ -150,7 +153,6 @@ def test_a_resync_fills_the_context_with_the_encoded_real_frames_and_the_same_ke
     assert np.abs(window[-1].astype(int) - window[0]).mean() > 1  # the game did move
     before = player.state["latents"].clone()
     wish(player, "resync")
-    player.pause(True)
     table.loop.serve(player)
     assert not torch.equal(player.state["latents"], before)
     torch.testing.assert_close(player.state["latents"][0], engine.encode_frames(window), atol=1e-5, rtol=1e-5)
@@ -171,8 +173,7 @@ def test_a_dream_that_jumps_is_not_measured_until_the_next_resync(table: Table) 
     table.serve_until(player, lambda: len(player.mailbox.pictures) >= due, "both play on")
     assert player.mailbox.state() == "apart" and math.isnan(player.mailbox.pictures[-1].real.psnr_db)
     wish(player, "resync")
-    table.loop.serve(player)
-    assert player.mailbox.state() == "in_step"
+    table.serve_until(player, lambda: player.mailbox.state() == "in_step", "they are together again")
     table.serve_until(player, lambda: player.mailbox.pictures[-1].real.psnr_db > 0, "the dream is measured again")
 
 
@@ -204,6 +205,68 @@ def test_one_wish_records_the_dream_and_the_persons_play_of_the_real_game_apart(
     first = next(row for row in (before, before - 1) if np.array_equal(recorded[0], wanted[row]))
     assert episode.actions.tolist() == actions[first : first + len(recorded)]
     assert np.array_equal(recorded, wanted[first : first + len(recorded)])
+
+
+@pytest.fixture
+def slow(table: Table, monkeypatch: pytest.MonkeyPatch) -> Iterator[Player]:
+    """A player whose real game does not answer, with a frame asked for; nobody may wait as long as a frame takes."""
+    player = begun(table)
+    player.pause(True)
+    table.serve_until(player, lambda: player.beside.source.asked is None, "nothing is under way")
+    table.loop.period_s = 600.0
+    monkeypatch.setattr(real_process, "HUNG_S", 600.0)
+    os.kill(player.beside.source.process_id, signal.SIGSTOP)
+    player.pause(False)
+    began_s = time.monotonic()
+    table.loop.serve(player)
+    yield player
+    assert time.monotonic() - began_s < DEADLINE_S
+
+
+def test_a_real_game_that_is_slow_holds_nobody_up_and_its_frame_is_shown_when_it_comes(
+    table: Table, slow: Player
+) -> None:
+    other, process = table.player(), slow.beside.source.process_id
+    shown, timeline = len(slow.mailbox.pictures), slow.timeline
+    wish(slow, "resync")  # waits for the frame too
+    for _ in range(20):
+        assert table.loop.serve(slow)
+        table.loop.serve(other)
+    assert len(other.mailbox.pictures) == 21 and len(slow.mailbox.pictures) == shown and slow.timeline == timeline
+    os.kill(process, signal.SIGCONT)
+    while slow.beside.source.asked is not None:
+        table.loop.besides.rest(60)  # between two frames
+    assert len(slow.mailbox.pictures) == shown + 1 and slow.mailbox.pictures[-1].real is not None
+    table.loop.serve(slow)
+    assert slow.timeline == timeline + 1 and slow.beside.is_in_step
+
+
+def test_a_real_game_that_never_answers_is_given_up(
+    table: Table, slow: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(real_process, "HUNG_S", 0.0)
+    table.serve_until(slow, lambda: slow.mailbox.state() == "nothing", "it is given up")
+    assert "does not answer" in told(slow)
+
+
+def test_a_resync_leaves_the_others_their_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "ENCODED_AT_ONCE", 1)
+    model = doom_model()
+    path = recorded(tmp_path / "play", "episode_0.parquet", [0] * 60)
+    table = Table(tmp_path, companions_of(model, episodes=[path]), model)
+    player, other, encode = table.player(), table.player(), table.loop.engine.encode_frames
+    encoded: list[int] = []
+    monkeypatch.setattr(
+        table.loop.engine, "encode_frames", lambda frames: (encoded.append(len(frames)), encode(frames))[1]
+    )
+    wish(player, "beside", what="episode", episode=0)
+    player.pause(True)
+    for number in range(1, 5):  # as many as the context holds
+        assert player.mailbox.state() != "in_step"
+        assert table.loop.serve(player) == (number < 4)  # a paused one needs its turns too
+        table.loop.serve(other)
+        assert encoded == [1] * number
+    assert player.mailbox.state() == "in_step" and len(other.mailbox.pictures) == 5
 
 
 def test_an_engine_that_dies_leaves_the_player_dreaming_and_no_process(table: Table) -> None:
