@@ -85,6 +85,13 @@ def contents(folder: Path) -> dict[str, object]:
     return found
 
 
+def last_line(child: Child, name: str) -> str:
+    """The one line a refused script ends with, after its progress bars."""
+    lines = [line for line in child.stderr.replace("\r", "\n").splitlines() if f"{name}: " in line]
+    assert len(lines) == 1 and "Traceback" not in child.stderr, child.stderr
+    return lines[0]
+
+
 # ------------------------------------------------------------------------------------------------ kills
 
 
@@ -208,6 +215,28 @@ def test_where_every_checkpoint_is_damaged_nothing_is_trained_over_them(base: Pa
     assert contents(tmp_path / "run") == before
 
 
+# ------------------------------------------------------------------------------------------------ weights gone wrong
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_loss_that_is_no_number_is_one_line_and_the_last_checkpoint_goes_on_to_the_same_end(
+    name: str, base: Path, tmp_path: Path
+) -> None:
+    often = {"lr_warmup_steps": 0, "checkpointing_steps": 2, "validation_steps": 2}
+    words = {key: changed_words(TRAINERS[name](base, tmp_path / key), **often) for key in ("whole", "run")}
+    call(name, *changed_words(words["whole"], max_train_steps=4))
+    call(name, *changed_words(words["run"], max_train_steps=2))
+    good = contents(tmp_path / "run")
+    child = Child(tmp_path / "said", name, *changed_words(words["run"], max_train_steps=9, learning_rate=1e30))
+    assert child.wait() == 2, child.stderr
+    line = last_line(child, name)
+    assert line.startswith(f"{name}: the loss became ") and line == child.stderr.splitlines()[-1]
+    assert line.endswith("the same command goes on from checkpoint-2, with a lower --learning_rate")
+    assert contents(tmp_path / "run") == good
+    call(name, *changed_words(words["run"], max_train_steps=4))
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
 # ------------------------------------------------------------------------------------------------ disks
 
 
@@ -224,13 +253,6 @@ def small_disk(folder: Path, size_bytes: int, *options: str) -> Iterator[Callabl
         )
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def last_line(child: Child, name: str) -> str:
-    """The one line a refused script ends with, after its progress bars."""
-    lines = [line for line in child.stderr.replace("\r", "\n").splitlines() if f"{name}: " in line]
-    assert len(lines) == 1 and "Traceback" not in child.stderr, child.stderr
-    return lines[0]
 
 
 @pytest.mark.slow
