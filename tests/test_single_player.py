@@ -87,6 +87,16 @@ def test_a_door_keeps_out_whoever_does_not_use_it_and_opens_to_who_does() -> Non
     walker.env.close()
 
 
+def test_the_monster_on_the_ledge_is_missed_by_who_does_not_aim_and_neither_comes_nor_bites() -> None:
+    walker = Walker("one_monster", reward="paper")
+    walker.press("ATTACK", 100)
+    assert walker["HITCOUNT"] == 0 and -10 <= walker.points < 0, "shots into the wall cost their bullets"
+    walker.shoot_monsters(400)
+    assert walker["KILLCOUNT"] == 1 and walker["HITS_TAKEN"] == 0 and walker["HEALTH"] == 100
+    assert walker.points > 1000 + 300 * walker["HITCOUNT"] - 50
+    walker.env.close()
+
+
 def test_a_monster_is_hit_and_killed_and_both_pay() -> None:
     walker = Walker("outpost", reward="paper")
     walker.walk(6, 2)
@@ -156,5 +166,6 @@ def test_dying_costs_what_the_paper_says_and_ends_the_game() -> None:
 def test_the_action_tables_stay_small_enough_to_learn() -> None:
     assert len(DoomEnv("outpost").actions) == 57 and len(DoomEnv("outpost", action_set="seed").actions) == 15
     assert len(DoomEnv("one_door").actions) == 10
+    assert len(DoomEnv("one_monster").actions) == 6
     for scenario in ("outpost", "one_door"):
         assert {"NOOP", "USE"} <= {action.name for action in DoomEnv(scenario).actions}

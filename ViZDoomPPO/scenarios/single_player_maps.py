@@ -82,7 +82,20 @@ ONE_DOOR_AREAS = {
     "1": door("the door", "BIGDOOR2", "FLOOR4_8"),
 }
 
+# The smallest thing to learn with a weapon: a monster on a ledge at the player's left, which neither comes nor goes.
+ONE_MONSTER_PLAN = """
+      Mw
+    A.A.A.
+    A.A@A.A.A.A.
+    A.A.A.A.A.A.
+"""
+ONE_MONSTER_AREAS = {
+    "A": Area("hall", "STARTAN3", "FLOOR4_8", "CEIL3_5", 0, 144, 208),
+    "M": Area("ledge", "BRONZE1", "FLOOR0_3", "CEIL3_5", 48, 144, 224, "ffe8c8"),
+}
+
 SINGLE_PLAYER_MAPS = {
     "outpost": Drawing(OUTPOST_PLAN, OUTPOST_AREAS, THINGS),
     "one_door": Drawing(ONE_DOOR_PLAN, ONE_DOOR_AREAS, THINGS),
+    "one_monster": Drawing(ONE_MONSTER_PLAN, ONE_MONSTER_AREAS, THINGS),
 }
