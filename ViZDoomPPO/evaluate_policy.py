@@ -10,19 +10,12 @@ squares of 128 map units; rooms those of our deathmatch map's drawing, counted i
 import argparse
 import json
 import os
-import sys
-from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
 
+from comparison import compare, table_lines
 from console import BadInput, add_device_flag, check_writable, parser, print_settings, resolve_device, run, writing
 from hub_repository import HUB_ID, fetch_policy
-from recording import DEFAULT_POLICY, RANDOM, SPLITS, Recording, check_game, chooser, make_recording
-
-COLUMNS = ("frags", "deaths", "areas", "rooms", "reward")
-TICS_PER_STEP = 4
-MAP_WITH_ROOMS = "deathmatch_simple"
-SCENARIOS = Path(__file__).resolve().parent / "scenarios"
+from recording import DEFAULT_POLICY, SPLITS, check_game, make_recording
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,48 +49,6 @@ def check_flags(args: argparse.Namespace) -> None:
         check_writable(args.json.resolve().parent)
 
 
-def play_episode(recording: Recording, device: str, episode: int) -> dict:
-    """One game from its seed: its figures, and `visited`, the letters of the rooms the player was in."""
-    from episode_recorder import derived_seed
-
-    game_seed = derived_seed(recording.seed, SPLITS.index(recording.split), episode)
-    game = recording.open_game(TICS_PER_STEP)  # between two decisions nothing has to be drawn
-    places: set[tuple[float, float]] = set()
-    game.on_tic = lambda _frame, _action, known: places.add((known["position_x"], known["position_y"]))
-    try:
-        choose = chooser(recording, game, game_seed, device)
-        observation, info = game.reset(seed=game_seed)
-        points, is_over = 0.0, False
-        while not is_over:
-            observation, reward, terminated, truncated, info = game.step(choose(observation))
-            points, is_over = points + reward, terminated or truncated
-    finally:
-        game.close()
-    visited = visited_rooms(places) if game.scenario_name == MAP_WITH_ROOMS else ""
-    counts = {name: info[name] for name in ("frags", "deaths", "areas")}
-    return {**counts, "rooms": len(visited), "reward": round(points, 3), "visited": visited}
-
-
-def visited_rooms(places: set[tuple[float, float]]) -> str:
-    """The letters of our map's rooms in which the places (x, y) lie, sorted."""
-    if str(SCENARIOS) not in sys.path:
-        sys.path.append(str(SCENARIOS))
-    from deathmatch_map import DEATHMATCH, ROOMS
-
-    return "".join(sorted(DEATHMATCH.areas_at(places) & set(ROOMS)))
-
-
-def summary(episodes: list[dict]) -> dict:
-    """Mean and standard deviation of every column, and the share of rooms seen in any of the episodes."""
-    columns = {name: [episode[name] for episode in episodes] for name in COLUMNS}
-    return {
-        **{name: round(mean(values), 3) for name, values in columns.items()},
-        **{f"{name}_std": round(stdev(values), 3) if len(values) > 1 else None for name, values in columns.items()},
-        "rooms_in_any": len(set("".join(episode["visited"] for episode in episodes))),
-        "episodes": episodes,
-    }
-
-
 def main(args: argparse.Namespace) -> None:
     check_flags(args)
     device = resolve_device(args.device)
@@ -107,20 +58,9 @@ def main(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     print_settings(args, scenario=recording.scenario, action_set=recording.action_set, device=device)
-    figures = {}
-    bar = tqdm(total=2 * args.episodes, unit="episode")
-    for name, played in {"policy": recording, RANDOM: replace(recording, policy=RANDOM)}.items():
-        episodes = []
-        for episode in range(args.episodes):
-            episodes.append(play_episode(played, device, episode))
-            bar.update()
-        figures[name] = summary(episodes)
-    bar.close()
-    print("| player |" + "".join(f" {name} |" for name in COLUMNS) + " rooms in any |")
-    print("|---|" + "---|" * (len(COLUMNS) + 1))
-    for name, row in figures.items():
-        cells = [f"{row[column]:.2f} ± {row[f'{column}_std'] or 0:.2f}" for column in COLUMNS]
-        print(f"| {name} | " + " | ".join([*cells, str(row["rooms_in_any"])]) + " |")
+    with tqdm(total=2 * args.episodes, unit="episode") as bar:
+        figures = compare(recording, device, args.episodes, bar.update)
+    print("\n".join(table_lines(figures)))
     if args.json is not None:
         settings = {name: getattr(args, name) for name in ("episodes", "level", "bots", "episode_tics", "seed")}
         settings |= {"scenario": recording.scenario, "policy_sha256": recording.policy_sha256}

@@ -4,18 +4,23 @@ The card is written from the run's own records, so that it says nothing that was
 folder, not how a policy is trained. Used by the training script with --push_to_hub.
 """
 
+import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from card_mark import CARD_FILE, signed
+from comparison import compare, table_lines
 from console import writing
 from films import write_gif
 from hub_repository import POLICY_FILE, upload
 from huggingface_hub import ModelCardData
 from policy import FACTS_MEMBER, copy_weights, read_member
 from progress import Progress
+from recording import SPLITS, make_recording
+from rewards import REWARDS
+from tqdm import tqdm
 
 FILM = "episode.gif"
 FILM_STEPS = 105  # agent steps of 4 tics: 12 seconds
@@ -26,10 +31,26 @@ FREEDOOM = (
 )
 
 
+def measured_beside_random(args: argparse.Namespace, device: str) -> dict[str, dict]:
+    """Figures of `compare` for a finished run's best policy: as many games as its evaluation had, on its level.
+
+    args: the training script's."""
+    best = args.run_dir / POLICY_FILE
+    evaluation = (read_member(best, FACTS_MEMBER) or {})["evaluation"]
+    games = {**vars(args), "policy": str(best), "level": evaluation["level"], "env": None, "split": SPLITS[1]}
+    with tqdm(total=2 * evaluation["episodes"], unit="episode", desc="beside random play") as bar:
+        return compare(make_recording(argparse.Namespace(**games)), device, evaluation["episodes"], bar.update)
+
+
 def push_policy(
-    run_dir: Path, out_base_dir: Path, repo_id: str, progress: Progress, settings: Mapping[str, Any]
+    run_dir: Path,
+    out_base_dir: Path,
+    repo_id: str,
+    progress: Progress,
+    settings: Mapping[str, Any],
+    figures: Mapping[str, Mapping],
 ) -> str:
-    """Uploads the best policy of a finished run; returns the address.
+    """Uploads the best policy of a finished run; returns the address. figures: of `measured_beside_random`.
 
     Raises BadInput when it cannot be uploaded, or when its temporary copy cannot be written."""
     with writing(Path("what is to be uploaded")), tempfile.TemporaryDirectory() as name:
@@ -39,7 +60,7 @@ def push_policy(
         for episode in films:
             write_gif(episode, folder / FILM, FILM_STEPS)
         facts = read_member(folder / POLICY_FILE, FACTS_MEMBER) or {}
-        card = policy_card(repo_id, facts, progress, settings, has_film=bool(films))
+        card = policy_card(repo_id, facts, progress, settings, figures, has_film=bool(films))
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
         return upload(folder, repo_id, repo_type="model", message="Upload policy")
 
@@ -51,9 +72,15 @@ def _last_evaluations(out_base_dir: Path) -> list[Path]:
 
 
 def policy_card(
-    repo_id: str, facts: Mapping[str, Any], progress: Progress, settings: Mapping[str, Any], *, has_film: bool
+    repo_id: str,
+    facts: Mapping[str, Any],
+    progress: Progress,
+    settings: Mapping[str, Any],
+    figures: Mapping[str, Mapping],
+    *,
+    has_film: bool,
 ) -> str:
-    """The README.md. facts: the policy file's own."""
+    """The README.md. facts: the policy file's own. figures: of `compare`."""
     game = f"Doom, scenario `{facts['scenario']}`"
     about = {
         "game": game,
@@ -96,6 +123,7 @@ def policy_card(
         "## How it was trained",
         _table(("", ""), list(trained.items())),
         "## How good it is",
+        _beside_random(figures, facts),
         _evaluations(progress.evaluations, facts["evaluation"]),
         "## Actions",
         _table(
@@ -109,6 +137,18 @@ def policy_card(
     )
     text = "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
     return signed(data.to_yaml(), f"{text}\n")
+
+
+def _beside_random(figures: Mapping[str, Mapping], facts: Mapping[str, Any]) -> str:
+    """What the policy achieved in games in which random play achieved that."""
+    opponents = f"on level {facts['evaluation']['level']}, " if facts.get("has_bots", True) else ""
+    episodes = len(next(iter(figures.values()))["episodes"])
+    played = f"{episodes} game{'s' if episodes > 1 else ''} {opponents}played by this policy, and the same at random"
+    return (
+        f"{played}; mean ± standard deviation of an episode, areas of 128 map units, reward in the points of "
+        f"`{facts['reward']}`, {REWARDS[facts['reward']].kill_points:,.0f} for a kill:\n\n"
+        + "\n".join(table_lines(figures))
+    )
 
 
 def _evaluations(evaluations: Sequence[Mapping[str, float]], uploaded: Mapping[str, float]) -> str:
@@ -127,9 +167,9 @@ def _evaluations(evaluations: Sequence[Mapping[str, float]], uploaded: Mapping[s
         for each in shown
     ]
     return (
-        "Return per episode, mean and standard deviation, actions drawn as when episodes are recorded. Returns on "
-        "different levels do not compare; the uploaded policy is the best one of the highest level.\n\n"
-        + _table(("agent steps", "level", "return", "episodes"), rows)
+        "While it was trained: points per episode, mean and standard deviation, actions drawn as when episodes are "
+        "recorded. Returns on different levels do not compare; the uploaded policy is the best one of the highest "
+        "level.\n\n" + _table(("agent steps", "level", "return", "episodes"), rows)
     )
 
 

@@ -361,12 +361,14 @@ def push(args: argparse.Namespace, progress: Progress) -> None:
     """With --push_to_hub, uploads the best policy and its card; the run stays as it is, also when that fails."""
     if not args.push_to_hub:
         return
-    from policy_card import push_policy
+    from doom_env import EngineDied
+    from policy_card import measured_beside_random, push_policy
 
     settings = {name: getattr(args, name) for name in PPO_FLAGS}
     try:
-        address = push_policy(args.run_dir, args.out_base_dir, args.hub_model_id, progress, settings)
-    except BadInput as error:
+        figures = measured_beside_random(args, resolve_device(args.device))
+        address = push_policy(args.run_dir, args.out_base_dir, args.hub_model_id, progress, settings, figures)
+    except (BadInput, EngineDied) as error:
         best = args.run_dir / BEST_NAME
         raise BadInput(f"{error}; {best} is finished and kept, the same command with --resume uploads it") from None
     print(f"uploaded {args.run_dir / BEST_NAME} to {address} ({'public' if args.hub_public else 'private'})")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from actions import table_rows
+from comparison import summary, table_lines, visited_rooms
 from doom_env import DoomEnv
-from evaluate_policy import summary, visited_rooms
 from policy import GamePPO, architecture, save_policy
 from stage_one import GENERATE, STAGE1, call, is_refused
 from train_ppo_and_collect_data_parallel import presses
@@ -37,7 +37,7 @@ def test_figures_are_those_of_the_same_games_recorded(policy: Path, tmp_path: Pa
     assert figures == json.loads((tmp_path / "two.json").read_text()), "it repeats exactly"
     assert (figures["level"], figures["bots"], figures["episode_tics"]) == (3, 4, 240)
     lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert [line.split("|")[1].strip() for line in lines] == ["player", "policy", "random"]
+    assert [line.split("|")[1].strip() for line in lines] == ["player", "---", "policy", "random"]
     for name, played in {"policy": policy, "random": "random"}.items():
         record = ["--policy", played, "--episodes", "2", "--split", "eval", *GAME, "--output_dir", tmp_path / name]
         done = call(GENERATE, *record, "--num_workers", "1")
@@ -68,6 +68,14 @@ def test_a_row_sums_up_its_episodes() -> None:
     assert (row["frags"], row["areas"], row["rooms"], row["rooms_in_any"]) == (2.5, 15, 2, 3)
     assert row["frags_std"] == pytest.approx(2.121, abs=1e-3) and row["episodes"] == [first, second]
     assert summary([first])["frags_std"] is None
+    assert table_lines({"policy": row}) == [
+        "| player | frags | deaths | areas | rooms | reward | rooms in any |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| policy | 2.50 ± 2.12 | 1.00 ± 1.41 | 15.00 ± 7.07 | 2.00 ± 0.00 | 2.00 ± 0.71 | 3 |",
+    ]
+    elsewhere = table_lines({"policy": summary([{**first, "rooms": 0, "visited": ""}])})
+    assert elsewhere[0] == "| player | frags | deaths | areas | reward |", "no other map has rooms that are known"
+    assert elsewhere[2] == "| policy | 1.00 ± 0.00 | 0.00 ± 0.00 | 10.00 ± 0.00 | 1.50 ± 0.00 |"
 
 
 def test_a_missing_policy_and_bad_numbers_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Through the real command lines, the real client and real games, against a Hub on this machine."""
 
 import json
+import re
 import resource
 import shutil
 import zipfile
@@ -16,8 +17,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from policy_card import push_policy
 from progress import Progress
-from stage_one import GENERATE, ONE_GAME, SMALL_GAME, TRAIN, call, contents, is_refused
+from stage_one import GENERATE, ONE_GAME, SMALL_GAME, STAGE1, TRAIN, call, contents, is_refused
 
+EVALUATE = STAGE1 / "evaluate_policy.py"
 PUSH = ("--push_to_hub", "--hub_model_id")
 RECORD = ("--episodes", 1, "--output", "parquet", "--num_workers", 1, *SMALL_GAME[2:])
 
@@ -65,6 +67,14 @@ def check_card(there: Path, run_dir: Path) -> None:
     row = f"| {evaluation['agent_steps']} (uploaded) | {evaluation['level']} | {evaluation['mean_return']:.2f} +- "
     assert row in card.text and "| agent steps | 32 |" in card.text and "| gae_lambda | 0.95 |" in card.text
     assert "| 3 | MOVE_RIGHT+ATTACK | MOVE_RIGHT ATTACK | KeyD Space |" in card.text
+    rows = re.findall(r"^\| (policy|random) \| (.*) \|$", card.text, re.MULTILINE)
+    assert [player for player, _ in rows] == ["policy", "random"], "its figures are beside random play's"
+    assert "1 game played by this policy, and the same at random" in card.text, "as in its evaluation"
+    flags = ("--policy", run_dir / "best_model.zip", "--episodes", 1, *SMALL_GAME[2:])
+    measured = call(EVALUATE, *flags)
+    assert measured.returncode == 0, measured.stderr[-3000:]
+    for player, figures in rows:
+        assert f"| {player} | {figures} |" in measured.stdout, "what evaluate_policy.py says"
     assert "--policy owner/agent" in card.text and "(episode.gif)" in card.text
     assert (card.data.license, card.data.pipeline_tag) == ("mit", "reinforcement-learning")
     with Image.open(there / "episode.gif") as film:
@@ -112,7 +122,7 @@ def test_a_disk_too_full_for_what_comes_from_the_hub_or_goes_there_is_one_line(t
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # stands for the disk
     try:
         with pytest.raises(BadInput, match=r"cannot write .* \(File too large\); make room"):
-            push_policy(tmp_path, tmp_path, "owner/agent", Progress("run"), {})
+            push_policy(tmp_path, tmp_path, "owner/agent", Progress("run"), {}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     (tmp_path / "home").write_text("a file where the cache should be")
