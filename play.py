@@ -210,8 +210,8 @@ def best_model_at_hand(working_folder: Path) -> Path:
     found = [path for path in found if not any(part.startswith(".") for part in path.parts[-4:])]
     if not found:
         raise BadInput(
-            "no model at hand: none is shipped, and no run under runs/ or demo/; run `bash demo.sh` to train one, "
-            "or name one with --model_folder"
+            "no model at hand: none is shipped, and no run under runs/ or demo/; run `bash demo.sh --from_scratch` to "
+            "train one, or name one with --model_folder"
         )
     return max(found, key=lambda path: (path.stat().st_mtime, path)).parent
 
