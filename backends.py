@@ -18,6 +18,8 @@ import command_line
 from command_line import BadInput
 from model import LoadedWorldModel, WorldModelConfig
 
+PLAYED_ROWS = (1, 2)  # that the world model is given in play: a game is stepped alone; guidance doubles its rows
+
 
 class Backend:
     """The plain way, and what the others share. `name`, `device_kind` and `precision` decide which bits come out."""
@@ -102,8 +104,15 @@ class OnnxBackend(Backend):
         return f"ONNX Runtime on {threads(self.num_threads)}"
 
 
+def _laid_out(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy with the strides that its shape has by itself: for those of a view a network would be compiled anew."""
+    return torch.empty(tensor.shape, dtype=dtype, device=tensor.device).copy_(tensor)
+
+
 class CompiledBackend(Backend):
-    """Copies of both networks in bfloat16, channels last, compiled before the first frame.
+    """Copies of both networks in bfloat16, channels last, compiled before the first frame for what play draws.
+
+    What draws other numbers of rows compiles anew at its first frame, as torch.compile sees fit.
 
     The float32 weights of the world model move to main memory, out of the copies' way."""
 
@@ -118,24 +127,26 @@ class CompiledBackend(Backend):
         loaded.world_model.to("cpu")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        print("the networks are compiled, which takes a minute", flush=True)
-        self._draw_once(loaded.config)
+        print("the networks are compiled, which takes minutes", flush=True)
+        for rows in PLAYED_ROWS:
+            self._draw_once(loaded.config, rows)
 
     @torch.no_grad()
-    def _draw_once(self, config: WorldModelConfig) -> None:
-        length, one = config.context_length, torch.zeros(1, dtype=torch.int64, device=self.device)
-        latents = torch.zeros(1, length + 1, *config.latent_shape, device=self.device)
-        self.predict_v(latents[:, -1], one, latents[:, :-1], one.repeat(1, length), one)
-        self.decode_latents(latents[:, -1])
+    def _draw_once(self, config: WorldModelConfig, rows: int) -> None:
+        length, zeros = config.context_length, torch.zeros(rows, dtype=torch.int64, device=self.device)
+        latents = torch.zeros(rows, length + 1, *config.latent_shape, device=self.device)
+        self.predict_v(latents[:, -1], zeros, latents[:, :-1], zeros[:, None].repeat(1, length), zeros)
+        self.decode_latents(latents[:1, -1])
 
     def predict_v(
         self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, noise_buckets: Tensor
     ) -> Tensor:
-        v = self._network(noised.bfloat16(), timesteps, context.bfloat16(), actions, noise_buckets)
-        return v.float()
+        noised, context = (_laid_out(tensor, torch.bfloat16) for tensor in (noised, context))
+        timesteps, actions, buckets = (_laid_out(each, torch.int64) for each in (timesteps, actions, noise_buckets))
+        return self._network(noised, timesteps, context, actions, buckets).float()
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        return self._decode(latents).float()
+        return self._decode(_laid_out(latents, latents.dtype)).float()
 
     def __str__(self) -> str:
         return f"compiled PyTorch in bfloat16 on {self._place()}"

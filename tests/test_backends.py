@@ -85,6 +85,32 @@ def test_the_compiled_networks_draw_the_plain_ones_frames(monkeypatch: pytest.Mo
     assert other.backend.drawn_by[0] == "cuda" and other.backend.drawn_by[2] == "bfloat16"
 
 
+@pytest.mark.slow
+def test_play_never_waits_for_a_compiler_whatever_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted on the CPU: what is traced again would be compiled again on a GPU, a minute in the middle of a game."""
+    traced: list[object] = []
+
+    def compiler(graph: torch.fx.GraphModule, _: object) -> Callable:
+        traced.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=compiler))
+    engine = GameEngine(tiny_world_model())
+    engine.backend = CompiledBackend(tiny_world_model())
+    before = len(traced)
+    assert before >= 3  # the world model of one row and of two, the decoder
+    engine.begin([0], [5])
+    for settings in ((2, 1.0, 0), (4, 1.5, 0), (1, 1.0, 3), (3, 2.0, 9)):
+        engine.use(*settings)
+        engine.step(LEFT)
+        engine.restore(engine.state())
+        engine.decode_latents(engine.latents[:, -1])
+        engine.step(RIGHT)
+    assert len(traced) == before
+
+
 def test_a_games_bits_do_not_depend_on_the_games_beside_it() -> None:
     engine = GameEngine(tiny_world_model(), backend="onnx", guidance_scale=1.5)
     together = played(engine, (3, 4))
