@@ -7,7 +7,8 @@ Started by play.py; play_server.py brings the players.
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -44,11 +45,12 @@ class GameLoop(threading.Thread):
         self.engine, self.seats, self.recordings = engine, seats, recordings
         self.period_s = 1 / engine.config.frames_per_second
         self.history_frames = round(HISTORY_S / self.period_s) + engine.config.context_length
-        self.checkpoint = checkpoint_id(engine)
         self.failure: BaseException | None = None
         self._wake, self._stopped = threading.Event(), threading.Event()
         self._ticks_s: deque[float] = deque(maxlen=RATE_FRAMES + 1)
         self._next_start = 0
+        self._for_saves = ThreadPoolExecutor(1, thread_name_prefix="saves")
+        self._ids: Future | None = None  # done once `checkpoint` and `drawn_by` are known
         self._recording: list[Player] = []
         self._unfinished: list[tuple[Player, Future]] = []  # recordings that are being completed
         jump = partial(self.jump, keeps_keys=True)
@@ -88,6 +90,7 @@ class GameLoop(threading.Thread):
             self.failure = error
             self._stopped.set()
         finally:
+            self._for_saves.shutdown(cancel_futures=True)
             self.besides.close()
 
     @property
@@ -170,7 +173,7 @@ class GameLoop(threading.Thread):
             self.besides.keep(player, picture, frame)
             self.besides.deliver(player)
 
-    # ------------------------------------------------------------------------------------------------ jumps
+    # ------------------------------------------------------------------------------------------------ wishes
 
     def _fulfil(self, player: Player, kind: str, wish: Message | bytes) -> None:
         if kind == "settings":
@@ -189,19 +192,48 @@ class GameLoop(threading.Thread):
             if wish["on"]:
                 self._record(player, has_episode=wish["episode"])
         elif kind == "save":
-            player.post("save", packed_save(self._saved(player, wish["name"])))
+            if player.save is not None and not player.save.done():
+                raise BadInput("the last save is still being made; try again in a moment")
+            player.save = self._for_saves.submit(self._post_save, player, self.saved(player, wish["name"]))
         elif kind == "load":
-            self._load(player, wish)
+            if self._has_ids():
+                self._load(player, wish)
+            else:
+                player.wish_again(kind, wish)
         elif kind in ("beside", "agent", "resync"):
             self.besides.fulfil(player, kind, wish)
         elif kind == "rewind" and wish["timeline"] == player.timeline:
             self._rewind(player, wish["frame"])
 
-    def _saved(self, player: Player, name: str) -> bytes:
+    # ------------------------------------------------------------------------------------------------ saves
+
+    def saved(self, player: Player, name: str) -> Callable[[], bytes]:
+        """What makes the save file of this moment, in whatever thread has the time for it."""
         log = [Logged(each.frame, each.action, *vars(each.settings).values(), each.digest) for each in player.history]
         first = [each.latent for each in islice(player.history, self.engine.config.context_length)]
-        facts = {"checkpoint": self.checkpoint, "name": name, "settings": vars(player.settings)}
-        return pack(player.state, first, log, {**facts, "drawn_by": self.drawn_by})
+        state, facts = player.state, {"name": name, "settings": vars(player.settings)}
+
+        def make() -> bytes:
+            return pack(state, first, log, {**facts, "checkpoint": self.checkpoint, "drawn_by": self.drawn_by})
+
+        return make
+
+    @staticmethod
+    def _post_save(player: Player, make: Callable[[], bytes]) -> None:
+        try:
+            player.post("save", packed_save(make()))
+        except Exception as error:
+            player.post("problem", {"type": "problem", "text": f"The save could not be made: {error}"})
+            raise
+
+    def _has_ids(self) -> bool:
+        """Whether the ids are known that a save is compared with; if not, they soon are.
+
+        Every weight counts for them, which takes seconds for a large model, so they are reckoned beside the game."""
+        if self._ids is None:
+            self._ids = self._for_saves.submit(lambda: (self.checkpoint, self.drawn_by))
+            self._ids.add_done_callback(lambda _: self.wake())
+        return self._ids.done() and self._ids.result() is not None
 
     def _load(self, player: Player, contents: bytes) -> None:
         """Goes on from a save file, with the settings it was played with."""
@@ -215,9 +247,16 @@ class GameLoop(threading.Thread):
             player.post("problem", {"type": "problem", "text": text})
 
     @cached_property
+    def checkpoint(self) -> str:
+        """Which world model plays here; see saves.py."""
+        return checkpoint_id(self.engine)
+
+    @cached_property
     def drawn_by(self) -> dict[str, Any]:
         """What draws here; see saves.py."""
         return drawn_by(self.engine)
+
+    # ------------------------------------------------------------------------------------------------ jumps
 
     def _begin(self, player: Player, start: int) -> None:
         """A new game from one of the model's own beginnings, from black where it has none."""

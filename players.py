@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -117,6 +118,7 @@ class Player:
     history: deque[Moment] = field(default_factory=deque)
     game: int = 0  # counts the games begun or loaded
     timeline: int = 0  # counts all jumps, rewinds too
+    save: Future | None = None  # the last one, which is made in another thread
     recordings: int = 0  # made so far
     recorders: dict[str, PlayRecorder] = field(default_factory=dict)  # at work now: of the dream, of the real game
     beside: "Beside | None" = None  # what was ever asked to stand beside the dream
@@ -158,6 +160,11 @@ class Player:
             self.wishes.pop(kind, None)
             self.wishes[kind] = wish
             self.last_input_s = time.monotonic()
+
+    def wish_again(self, kind: str, wish: Message | bytes) -> None:
+        """Puts back a wish whose time has not come, unless there is a newer one of its kind."""
+        with self.lock:
+            self.wishes.setdefault(kind, wish)
 
     def take_wishes(self) -> dict[str, Message | bytes]:
         """The wishes not taken yet, oldest first."""

@@ -9,6 +9,7 @@ window draws the same frames where what draws is the same. Knows no players. Use
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +28,10 @@ from engine import GameEngine
 FORMAT_VERSION = 2
 METADATA_KEY = "neural_game_engine"
 NOT_A_SAVE = "this file is no save of a game; choose one that the play page has made"
+MOST_FRAMES = 2**30  # a year of play; the numbers of a game that goes on from there still fit every message
 MOST_THREADS = 1024
 DIGEST_CHARS = 16
+DIGEST = re.compile(f"[0-9a-f]{{{DIGEST_CHARS}}}")
 MOST_CHARS = 100  # of what a save says of where it was made
 
 
@@ -146,16 +149,20 @@ def read_facts(contents: bytes) -> dict[str, Any]:
 
 
 def _checked_log(rows: object, engine: GameEngine, last_frame: int) -> tuple[Logged, ...]:
-    """A save's log, of the right types, frame by frame. Raises ValueError or TypeError for another one."""
+    """A save's log, of the right types, frame by frame; its window ends at frame 0, where a game begins, or later.
+
+    Raises ValueError or TypeError for another one."""
     length, config = engine.config.context_length, engine.config
     log = tuple(Logged(*row) for row in rows)
     if len(log) < length or [row.frame for row in log] != list(range(last_frame - len(log) + 1, last_frame + 1)):
         raise ValueError("not one row per frame")
+    if log[length - 1].frame < 0:
+        raise ValueError("drawn before the game began")
     for number, row in enumerate(log):
         if [type(value) for value in row] != [int, int, int, float, int, str]:
             raise TypeError("not a row of the log")
         is_drawn = number >= length or row.digest
-        if not 0 <= row.action < config.num_actions or (is_drawn and len(row.digest) != DIGEST_CHARS):
+        if not 0 <= row.action < config.num_actions or (is_drawn and not DIGEST.fullmatch(row.digest)):
             raise ValueError("no action, or no digest")
     return log
 
@@ -168,8 +175,10 @@ def unpack(contents: bytes, engine: GameEngine, checkpoint: str) -> Save:
         raise BadInput("this save belongs to another model; start play.py with the model it was made with")
     try:
         number = facts["frame_number"]
-        if type(number) is not int or not 0 <= number < 2**31:
+        if type(number) is not int or not 0 <= number <= MOST_FRAMES:
             raise ValueError("no frame number")
+        if type(facts["name"]) is not str or len(facts["name"]) > MOST_CHARS:
+            raise ValueError("no name")
         log = _checked_log(facts["log"], engine, number)
         tensors = tensors_of(contents)
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError):

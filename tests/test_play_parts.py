@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from actions import action_table, table_rows
+from play_runs import until
 from starlette.websockets import WebSocketState
 from tiny_models import tiny_world_model
 
@@ -218,13 +219,14 @@ def test_two_players_on_one_engine_get_the_frames_each_would_get_alone(tmp_path:
 def test_a_loaded_save_plays_the_same_frames_on_with_the_settings_it_was_made_with(tmp_path: Path) -> None:
     def table(name: str) -> tuple[GameLoop, Player]:
         loop = GameLoop(GameEngine(tiny_world_model()), Seats(4, Settings(2, 1.0, 0)), tmp_path)
+        until(loop._has_ids, "saves can be loaded at once")
         return loop, Player(Settings(2, 1.0, 0), session=name, mailbox=Box())
 
     loop, player = table("one")
     player.settings = Settings(1, 1.5, 2)
     for _ in range(6):
         loop.serve(player)
-    contents = loop._saved(player, "here")
+    contents = loop.saved(player, "here")()
     player.press(1, ("d",))
     for _ in range(4):
         loop.serve(player)
@@ -243,7 +245,7 @@ def test_a_loaded_save_plays_the_same_frames_on_with_the_settings_it_was_made_wi
     assert log[-1][:5] == (6, 0, 1, 1.5, 2) and [row.frame for row in log] == list(range(-3, 7))
     assert [bool(row.digest) for row in log] == [False] * 4 + [True] * 6
     loop.drawn_by = {**loop.drawn_by, "precision": "bfloat16"}
-    elsewhere = loop._saved(player, "there")
+    elsewhere = loop.saved(player, "there")()
     other.wish("load", elsewhere)
     other_loop.serve(other)
     assert "approximate" in dict(other.mailbox.letters)["problem"]["text"]

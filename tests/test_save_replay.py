@@ -3,18 +3,21 @@
 import json
 import random
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from command import refusal, run_script, succeed
-from play_runs import next_frame, next_letter, next_where, send, serving
+from play_runs import DEADLINE_S, next_frame, next_letter, next_where, send, serving, until
 from tiny_models import LEFT, NOOP, RIGHT, tiny_world_model
 
+import game_loop
 from command_line import BadInput
 from engine import GameEngine
 from game_loop import GameLoop
+from messages import LARGEST, parse
 from model import load_world_model
 from pictures import encode_jpeg
 from players import Mailbox, Player, Seats, Settings
@@ -56,9 +59,15 @@ class Quiet(Mailbox):
         self.letters[kind] = letter
 
 
+def with_ids(loop: GameLoop) -> None:
+    """Waits until the loop knows what saves are compared with, so that it loads one at once."""
+    until(loop._has_ids, "the ids are reckoned")
+
+
 def table(model_folder: Path, tmp_path: Path) -> tuple[GameLoop, Player]:
     settings = Settings(2, 1.0, 0)
     loop = GameLoop(GameEngine.from_pretrained(model_folder), Seats(1, settings), tmp_path)
+    with_ids(loop)
     return loop, Player(settings, session="me", mailbox=Quiet())
 
 
@@ -69,7 +78,7 @@ def save(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     for number in range(6):
         player.press(number + 1, ("d",) if number >= 3 else ())
         loop.serve(player)
-    return loop._saved(player, "six")
+    return loop.saved(player, "six")()
 
 
 def changed(save: bytes, change: Callable[[dict], None]) -> bytes:
@@ -168,7 +177,7 @@ def test_a_replay_says_who_drew_and_whether_the_frames_are_the_same(
     player.is_paused = True
     loop.serve(player)
     with pytest.raises(BadInput, match="nothing to replay"):
-        verdict(loop._saved(player, "before anything"))
+        verdict(loop.saved(player, "before anything")())
 
 
 @pytest.mark.slow
@@ -217,6 +226,44 @@ def test_a_save_of_another_back_end_plays_on_and_the_page_is_told(
         assert told == "" if is_exact else "drawn by another on" in told and "approximate" in told
 
 
+def test_play_goes_on_while_the_weights_are_hashed_and_a_save_is_of_the_moment_it_was_asked_for(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, hashed = threading.Event(), []
+
+    def slow_id(engine: GameEngine) -> str:
+        hashed.append(threading.current_thread().name)
+        assert ready.wait(DEADLINE_S)
+        return checkpoint_id(engine)
+
+    monkeypatch.setattr(game_loop, "checkpoint_id", slow_id)
+    settings = Settings(2, 1.0, 0)
+    loop = GameLoop(GameEngine.from_pretrained(model_folder), Seats(1, settings), tmp_path)
+    player = Player(settings, session="me", mailbox=Quiet())
+    for _ in range(3):
+        loop.serve(player)
+    assert hashed == []  # nobody has asked yet
+    player.wish("save", parse('{"type":"save","name":"three"}'))
+    for _ in range(4):
+        loop.serve(player)
+    assert "save" not in player.mailbox.letters and int(player.state["frame_numbers"]) == 7
+    player.wish("save", parse('{"type":"save","name":"again"}'))
+    loop.serve(player)
+    assert "still being made" in player.mailbox.letters["problem"]["text"]
+    ready.set()
+    contents = until(lambda: player.mailbox.letters.get("save"), "the save comes")[1:]
+    assert read_facts(contents)["frame_number"] == 3
+    player.wish("load", contents)
+    player.pause(True)
+
+    def is_loaded() -> bool:
+        loop.serve(player)
+        return player.game == 2
+
+    until(is_loaded, "it is loaded")
+    assert int(player.state["frame_numbers"]) == 3 and hashed and "MainThread" not in hashed
+
+
 # ------------------------------------------------------------------------------------------------ broken saves
 
 
@@ -225,6 +272,7 @@ BROKEN = {
     + [lambda log, place=place, value=value: log[:-1] + [log[-1][:place] + [value] + log[-1][place + 1 :]]
        for place, value in enumerate([7.0, 3, "2", 1, None, "short"])],
     "frame_number": [lambda number: number + 1, lambda number: -1, lambda number: 2**31, lambda number: "6"],
+    "name": [lambda name: None, lambda name: "x" * 101],
     "drawn_by": [lambda by: [], lambda by: {**by, "threads": 10**6}, lambda by: {**by, "device": "x" * 1000}],
     "settings": [lambda told: {**told, "noise": True}, lambda told: {**told, "guidance": 1}, lambda told: None],
     "checkpoint": [lambda name: None, lambda name: "other"],
@@ -267,6 +315,28 @@ def test_settings_that_the_model_does_not_have_are_refused(
     engine = loop.engine
     with pytest.raises(BadInput, match="choose"):
         replay(engine, unpack(path.read_bytes(), engine, loop.checkpoint), tmp_path)
+
+
+@pytest.mark.parametrize(("last", "is_read"), [(2, True), (1, False), (2**30, True), (2**30 + 1, False)])
+def test_a_saves_frames_are_numbered_from_the_games_beginning_to_a_bound(
+    model_folder: Path, save: bytes, last: int, is_read: bool
+) -> None:
+    """Two frames were drawn here; the numbers of those that follow still fit the messages of the page."""
+
+    def renumber(facts: dict) -> None:
+        facts["log"] = facts["log"][4:]  # two frames after the first four
+        for number, row in enumerate(reversed(facts["log"])):
+            row[0] = last - number
+        facts["frame_number"] = last
+
+    engine = GameEngine.from_pretrained(model_folder)
+    contents, checkpoint = changed(save, renumber), checkpoint_id(engine)
+    if is_read:
+        read = unpack(contents, engine, checkpoint)
+        assert int(read.state["frame_numbers"]) == last and last + 35 * 60 * 60 * 24 * 30 < LARGEST
+    else:
+        with pytest.raises(BadInput, match="no save"):
+            unpack(contents, engine, checkpoint)
 
 
 def test_five_hundred_damaged_saves_are_read_or_refused_and_never_more(model_folder: Path, save: bytes) -> None:
