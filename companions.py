@@ -1,6 +1,7 @@
 """What can stand beside a dream on this machine: the real game, an agent, recorded episodes; where not, why not.
 
-Looked up once, when play.py starts, before anything heavy is loaded. Knows no players. Used by play.py and beside.py.
+Looked up once, when play.py starts; an agent's file is the last of them, and the only heavy one. Knows no players.
+Used by play.py and beside.py.
 """
 
 from collections.abc import Sequence
@@ -64,6 +65,9 @@ def find_companions(
     path = find_policy(policy) if policy not in (None, RANDOM) else None
     if policy is None and env is None:  # the shipped one plays Doom
         path = real_game.shipped_policy()
+    if scenario or env:  # refused by name, before the policy's file is read, which takes torch
+        game = real_game.open_game(GameSpec(scenario or real_game.OWN_SCENARIO, env, screen_resolution))
+        game.close()
     tables, space = [model["action_table"]], None
     try:
         facts = real_game.policy_facts(path) if path else {}

@@ -72,6 +72,8 @@ def main(args: argparse.Namespace) -> None:
     clips = read_clip_set(args.clips) if args.clips else None
     if clips is not None:
         check_writable("--clips", clips.folder)
+    if (command_line.BACKENDS[args.backend] or args.device) in ("cuda", "mps"):  # only these may not be there
+        command_line.device_of_backend(args)
     companions, listener = None, None
     if not args.replay:
         listener = listen(args.host, args.port)

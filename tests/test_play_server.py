@@ -62,6 +62,23 @@ def test_wrong_words_are_one_line_and_the_model_at_hand_is_named(tmp_path: Path)
     assert "--max_players" in run_script("play.py", "--help").stdout
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("--scenario", "nowhere"), ("--env", "no:Such-v0"), ("--screen_resolution", "RES_1X1", "--scenario", "basic")]
+    + [("--policy", "nowhere.zip"), ("--num_inference_steps", "65"), ("--episodes", "nowhere")],
+    ids=lambda words: words[0],
+)
+def test_a_wrong_word_is_refused_before_torch_or_a_policy_is_loaded(
+    words: tuple[str, ...], model_folder: Path, tmp_path: Path
+) -> None:
+    for heavy in ("torch", "stable_baselines3"):
+        (tmp_path / f"{heavy}.py").write_text("raise SystemExit('something heavy was imported')\n")
+    flags = ("--model_folder", model_folder, "--port", 0, "--no_browser", *words)
+    done = run_script("play.py", *flags, cwd=tmp_path, extra={"PYTHONPATH": str(tmp_path)})
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("play.py: ") and words[1].partition(":")[0] in line
+
+
 def has_model_at_hand(folder: Path) -> bool:
     """Whether this checkout ships a model, or somebody has trained one in it."""
     from command_line import BadInput
