@@ -15,12 +15,17 @@ autoencoder whole. The same command again resumes exactly where the last checkpo
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import command_line
 import hub_upload
 import processes
 from command_line import BadInput
 
+if TYPE_CHECKING:
+    from episodes import EpisodeInfo
+
+FILM_FRAMES, FILM_HZ = 32, 8  # of the sample film, four seconds
 SCALE_FRAMES = 512  # training frames whose latents' standard deviation becomes the scaling factor
 
 
@@ -201,11 +206,23 @@ def decoder_parameters(autoencoder) -> list:
     ]
 
 
+def film_rows(episode: "EpisodeInfo") -> tuple[range, float]:
+    """(rows, frames per second): of FILM_FRAMES from the middle of an episode about FILM_HZ a second, as it was played.
+
+    Fewer where it is shorter."""
+    rows_per_s = episode.tics_per_second / episode.tics_per_row
+    stride = min(max(1, round(rows_per_s / FILM_HZ)), episode.rows)
+    length = min(FILM_FRAMES, episode.rows // stride) * stride
+    start = (episode.rows - length) // 2
+    return range(start, start + length, stride), rows_per_s / stride
+
+
 class Validation:
-    """Measures the autoencoder on held-out frames, keeps a sample picture, and writes the folder to use."""
+    """Measures the autoencoder on held-out frames, keeps samples, and writes the folder to use."""
 
     def __init__(self, run, autoencoder, dataset, held_out, args: argparse.Namespace) -> None:
         from data_loader import evenly
+        from episodes import inspect_episode
         from metrics import mean_frame
         from validation import MEAN_FRAMES
 
@@ -218,20 +235,23 @@ class Validation:
         )
         mean = mean_frame(autoencoder.resize_frames(dataset.frames(evenly(len(dataset), MEAN_FRAMES))).cpu().numpy())
         self.constant = mean[None].repeat(len(self.real), axis=0)
+        rows, self.film_hz = film_rows(inspect_episode(held_out.paths[0]))  # the data set begins with that episode
+        self.film = autoencoder.resize_frames(held_out.frames(rows)).cpu().numpy()
         self.latent_shape = tuple(autoencoder.sample_latents(autoencoder.black_moments()).shape[1:])
 
     def __call__(self, *, is_last: bool) -> None:
-        """Prints the rows and writes `samples/step_<n>.png`: real frames above, encoded and decoded ones below."""
+        """Prints the rows; writes `samples/step_<n>.png`, real frames above, decoded ones below, and a film of both."""
         if not self.run.accelerator.is_main_process:
             return
         import numpy as np
         from PIL import Image
 
         from artifacts import replacing
-        from metrics import format_rows, measure_rows
+        from metrics import format_rows, measure_rows, psnr
+        from pictures import side_by_side, write_gif
 
         with self.run.averaged():
-            ceiling = self.autoencoder.reconstruct(self.real)
+            ceiling, film = self.autoencoder.reconstruct(self.real), self.autoencoder.reconstruct(self.film)
         rows = measure_rows(self.real, {"constant": self.constant, "ceiling": ceiling})
         self.run.log(**{f"{name}_{key}": value for name, row in rows.items() for key, value in row.items()})
         self.run.write(
@@ -239,8 +259,13 @@ class Validation:
         )
         picked = np.linspace(0, len(self.real) - 1, min(4, len(self.real))).astype(int)
         picture = np.concatenate([np.concatenate(list(frames[picked]), axis=1) for frames in (self.real, ceiling)])
-        with replacing(self.run.output_dir / "samples" / f"step_{self.run.step:06d}.png") as temporary:
+        sample = self.run.output_dir / "samples" / f"step_{self.run.step:06d}.png"
+        with replacing(sample) as temporary:
             Image.fromarray(picture).save(temporary, format="PNG")
+        captions = [f"{decibels:.1f} dB" for decibels in psnr(film, self.film)]
+        write_gif(
+            sample.with_suffix(".gif"), side_by_side({"real": self.film, "decoded": film}, captions), self.film_hz
+        )
 
     def save_model(self) -> None:
         """Writes `autoencoder/` with the averaged weights; from scratch also the scaling factor, 1 / std of latents."""

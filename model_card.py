@@ -23,6 +23,10 @@ from presets import STABLE_DIFFUSION
 from run_folder import list_checkpoints
 
 KL = "AutoencoderKL"  # only Stable Diffusion and its kin have it: of our own are all AutoencoderTiny
+SHOWN = {
+    ".gif": "Left the real game, held-out play, right the same frames encoded and decoded",
+    ".png": "Real frames above, encoded and decoded ones below",
+}
 TAGS = ["world-model", "game-engine", "gamengen", "video-game"]
 PAPER = "[*Diffusion Models Are Real-Time Game Engines*](https://arxiv.org/abs/2408.14837)"
 OWN_LICENCE, BASE_LICENCE, UNKNOWN_LICENCE = "mit", "creativeml-openrail-m", "unknown"
@@ -95,7 +99,7 @@ def world_model_card(run_folder: Path, repo_id: str, training: Training) -> tupl
 
 def autoencoder_card(run_folder: Path, repo_id: str, training: Training) -> tuple[str, dict[str, Path]]:
     """The card of `<run_folder>/autoencoder`, and the pictures it shows by their names in the repository."""
-    pictures = _newest_sample(run_folder, "frames.png")
+    pictures = _newest_sample(run_folder, "frames.gif") | _newest_sample(run_folder, "frames.png")
     folder = run_folder / "autoencoder"
     geometry, config = read_json(folder / "autoencoder_info.json"), read_json(folder / "config.json")
     bases = _licences(training.base if config["_class_name"] == KL else None)
@@ -114,7 +118,7 @@ def autoencoder_card(run_folder: Path, repo_id: str, training: Training) -> tupl
         data,
         _title(repo_id),
         f"An autoencoder between a game's frames and the latents that a world model draws, {made}, after {PAPER}.",
-        *(f"![Real frames above, encoded and decoded ones below]({name})" for name in pictures),
+        *(f"![{SHOWN[Path(name).suffix]}]({name})" for name in pictures),
         "## Use it",
         "From the folder of the toolkit that trained it; `runs/world_model` is a model trained on latents of this "
         "encoder:",

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from small_runs import (
     HALF_STEPS,
+    ROWS,
     STEPS,
     Run,
     autoencoder_run,
@@ -28,6 +30,7 @@ from tiny_models import kl_autoencoder, saved, tiny_autoencoder
 from command_line import BadInput
 from data_loader import FrameDataset
 from episodes import find_episodes
+from finetune_vae import film_rows
 from model import load_autoencoder
 
 SCRIPT = "finetune_vae.py"
@@ -187,9 +190,36 @@ def test_validation_prints_and_keeps_the_ceiling_beside_the_constant(run: Run) -
         assert picture.size == (4 * 80, 2 * 60)
 
 
+def test_a_film_shows_held_out_play_beside_what_was_decoded_of_it_at_the_games_pace(base: Path, run: Run) -> None:
+    held_out = FrameDataset(find_episodes(episodes(base) / "eval")).frames(range(ROWS))
+    held_out = load_autoencoder(run.folder / "autoencoder").resize_frames(held_out).numpy()
+    shown = []
+    with Image.open(run.folder / "samples" / f"step_{STEPS:06d}.gif") as film:
+        for number in range(film.n_frames):
+            film.seek(number)
+            shown += [np.asarray(film.convert("RGB")).astype(int)] * (
+                film.info["duration"] // 100
+            )  # ms; 10 rows a second
+    for picture, real in zip(shown, held_out, strict=True):
+        edge = (len(picture) - 2 * 60) // 2  # twice as large, a line of text above and below
+        left, right = picture[edge:-edge:2, : 2 * 80 : 2], picture[edge:-edge:2, 2 * 80 :: 2]
+        assert abs(left - real).mean() < 5, "real, but for the film's colours"
+        assert abs(right - real).mean() > 10, "a decoder that has learned for a moment"
+
+
+def test_a_film_is_taken_from_the_middle_of_an_episode_as_fast_as_it_was_played() -> None:
+    def info(rows: int, tics_per_second: float = 35.0, tics_per_row: int = 1) -> SimpleNamespace:
+        return SimpleNamespace(rows=rows, tics_per_second=tics_per_second, tics_per_row=tics_per_row)
+
+    assert film_rows(info(1000)) == (range(436, 564, 4), 8.75)
+    assert film_rows(info(1000, tics_per_row=4)) == (range(484, 516), 8.75)
+    assert film_rows(info(10)) == (range(1, 9, 4), 8.75), "a short one"
+    assert film_rows(info(1)) == (range(1), 35.0)
+
+
 def test_a_run_folder_holds_no_pickle(run: Run) -> None:
     suffixes = {path.suffix for path in run.folder.rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".jsonl", ".safetensors", ".png"}
+    assert suffixes == {".json", ".jsonl", ".safetensors", ".png", ".gif"}
 
 
 # ------------------------------------------------------------------------------------------------ refusals

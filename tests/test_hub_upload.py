@@ -131,6 +131,9 @@ def test_an_upload_that_fails_at_the_end_keeps_the_run_and_the_same_command_push
         there = contents(hub.repository("club/eyes"))
         assert there == contents(tmp_path / "run/autoencoder") and "diffusion_pytorch_model.safetensors" in there
         card = ModelCard(there["README.md"].decode())
+        for name in ("frames.gif", "frames.png"):
+            assert there[name] == (tmp_path / f"run/samples/step_000002{name[-4:]}").read_bytes()
+            assert f"({name})" in card.text
         assert card.data.license == "mit" and card.data.library_name == "diffusers"
         row = table_after(card.text, "How good it is")["ceiling"]
         assert row[0] == f"{logged(tmp_path / 'run')[-1]['ceiling_psnr_db']:.2f} dB"
