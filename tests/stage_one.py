@@ -88,8 +88,9 @@ def footer(path: Path) -> dict:
     return json.loads(pq.ParquetFile(path).metadata.metadata[METADATA_KEY])
 
 
-def state(folder: Path) -> dict:
-    with zipfile.ZipFile(folder / "policy" / "last_model.zip") as archive:
+def state(folder: Path, name: str = "last_model.zip") -> dict:
+    """What a run's checkpoint says of how far it is."""
+    with zipfile.ZipFile(folder / "policy" / name) as archive:
         return json.loads(archive.read("state.json"))
 
 

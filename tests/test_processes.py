@@ -88,7 +88,7 @@ def test_two_processes_train_like_one_and_one_goes_on_where_two_stopped(base: Pa
 
 
 @pytest.mark.slow
-def test_two_processes_end_at_one_step_when_the_minutes_are_over(base: Path, tmp_path: Path) -> None:
+def test_two_processes_tune_like_one_and_end_at_one_step_when_the_minutes_are_over(base: Path, tmp_path: Path) -> None:
     """The drawn posterior must be the same too, hence the autoencoder with one."""
     folder = saved(kl_autoencoder(), tmp_path / "kl")
     own = {"model_folder_or_id": folder, "checkpointing_steps": 1}
@@ -97,6 +97,9 @@ def test_two_processes_end_at_one_step_when_the_minutes_are_over(base: Path, tmp
     assert done.returncode == 0, done.stderr[-4000:]
     steps = list(losses(tmp_path / "two"))[-1]
     assert steps >= 1 and (tmp_path / "two" / f"checkpoint-{steps}").is_dir()
+    steps += STEPS
+    done = launch("finetune_vae.py", *changed_words(words, max_train_steps=steps))
+    assert done.returncode == 0, done.stderr[-4000:]
     words = changed_words(autoencoder_words(base, tmp_path / "one"), batch_size=4, max_train_steps=steps, **own)
     call("finetune_vae.py", *words)
     assert_same_training(tmp_path / "one", tmp_path / "two", steps)
