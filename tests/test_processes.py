@@ -179,16 +179,27 @@ def test_a_recipe_that_cannot_run_says_so_in_one_line(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_machines_train_like_one_process(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [WORLD_MODEL, DECODER])
+def test_two_machines_train_like_one_process(name: str, base: Path, tmp_path: Path) -> None:
     """Two launchers on this machine, which meet as they would on two."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = {"max_train_steps": 5, "checkpointing_steps": 1}
-    words = changed_words(world_model_words(base, tmp_path / "two"), learning_rate=1e-3, mixed_precision="no", **flags)
-    latents = words[words.index("--dataset_basepath") + 1]
-    words = changed_words(words, dataset_basepath=None, train_batch_size=2, gradient_accumulation_steps=1)
-    command = ["sh", str(REPOSITORY / WORLD_MODEL), str(latents), *(str(word) for word in words)]
+    if name == WORLD_MODEL:
+        script, words_of, batch_size, also = (
+            "train_text_to_image.py",
+            world_model_words,
+            "train_batch_size",
+            ["--gradient_checkpointing"],
+        )
+    else:
+        script, words_of, batch_size, also = "finetune_vae.py", autoencoder_words, "batch_size", []
+    flags |= {"learning_rate": 1e-3, "preset": "smoke"}
+    words = changed_words(words_of(base, tmp_path / "two"), mixed_precision="no", **flags)
+    data = words[words.index("--dataset_basepath") + 1]
+    words = changed_words(words, dataset_basepath=None, gradient_accumulation_steps=1, **{batch_size: 2})
+    command = ["sh", str(REPOSITORY / name), str(data), *(str(word) for word in words)]
     settings = {"PYTHON": sys.executable, "NUM_MACHINES": "2", "NUM_PROCESSES": "1", "GLOBAL_BATCH": "4"}
     settings |= {"MAIN_PROCESS_IP": "127.0.0.1", "MAIN_PROCESS_PORT": str(port)}
     machines = []
@@ -203,8 +214,8 @@ def test_two_machines_train_like_one_process(base: Path, tmp_path: Path) -> None
         for machine in machines:
             machine.kill()
     assert codes == [0, 0], "".join((tmp_path / f"machine_{rank}").read_text()[-3000:] for rank in (0, 1))
-    own = changed_words(world_model_words(base, tmp_path / "one"), learning_rate=1e-3, train_batch_size=4, **flags)
-    call("train_text_to_image.py", *own, "--gradient_checkpointing")
+    own = changed_words(words_of(base, tmp_path / "one"), **flags, **{batch_size: 4})
+    call(script, *own, *also)
     assert_same_training(tmp_path / "one", tmp_path / "two", 5)
     assert "wrote " in (tmp_path / "machine_0").read_text() and "wrote " not in (tmp_path / "machine_1").read_text()
 
