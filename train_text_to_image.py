@@ -82,6 +82,13 @@ def build_parser() -> argparse.ArgumentParser:
         "drift; for the end of a training",
     )
     add("--own_frames_share", type=command_line.fraction, default=0.5, help="see --own_frames")
+    add(
+        "--context_noise",
+        type=command_line.fraction,
+        metavar="LEVEL",
+        help="largest noise level drawn for the context; default: the preset's, to which less is for the end of a "
+        "training, nearer to what is played",
+    )
     add("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, a third more time")
     add(
         "--num_validation_windows",
@@ -271,6 +278,7 @@ def push(args: argparse.Namespace, plan: Plan, num_windows: int, global_batch: i
             "optimizer": f"{plan.optimizer}, peak rate {plan.learning_rate:g}, {args.lr_scheduler}",
             "precision": f"{args.mixed_precision} mixed" if args.mixed_precision != "no" else "float32",
             "seed": args.seed,
+            **({} if args.context_noise is None else {"context noise": f"up to {args.context_noise:g}"}),
             **(
                 {"own frames": f"up to {args.own_frames} in {args.own_frames_share:.0%} of steps"}
                 if args.own_frames
@@ -291,6 +299,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
     from model_folders import find_autoencoder, find_unet
 
     preset, world_model_folder = choose_preset(args)
+    if args.context_noise is not None and args.context_noise > preset.max_noise_level:
+        raise BadInput(
+            f"--context_noise {args.context_noise:g}: preset {preset.name} knows levels up to "
+            f"{preset.max_noise_level:g}; give one of them"
+        )
     named = "adamw" if args.use_adamw else "adafactor" if args.use_adafactor else None
     optimizer, learning_rate, lr_scheduler = preset.optimization(named)
     args.lr_scheduler = args.lr_scheduler or lr_scheduler

@@ -32,7 +32,7 @@ def loss_of(
         (preset.context_length + own_frames + 1, preset.latent_channels, preset.latent_height, preset.latent_width),
         device=run.accelerator.device,
         train_timesteps=timesteps_to_train(scheduler, preset.sampler_steps),
-        max_noise_level=preset.max_noise_level,
+        max_noise_level=preset.max_noise_level if run.args.context_noise is None else run.args.context_noise,
         context_dropout=preset.context_dropout,
     )
     latents = to_latents(batch, autoencoder, draws.posterior_eps)  # (B, L + K + 1, C, h, w)

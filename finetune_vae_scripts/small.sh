@@ -1,6 +1,6 @@
 #!/bin/sh
-# Tunes the decoder of the `small` autoencoder on a game's frames; the encoder stays, so its latents and world models stay
-# valid. train_diffusion_scripts/small.sh calls it once there are latents; with more steps it can be run again later on.
+# Tunes the decoder of the `small` autoencoder that train_diffusion_scripts/small.sh made, on a game's frames; the encoder
+# stays, so its latents and world models stay valid. Run again, it goes on where it stopped.
 #   sh finetune_vae_scripts/small.sh EPISODES [OUT [flags of finetune_vae.py]]
 #   sh finetune_vae_scripts/small.sh episodes runs/small --max_train_minutes 30
 set -eu

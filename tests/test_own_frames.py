@@ -1,9 +1,11 @@
-"""Promises of --own_frames: training sees frames the model drew itself, exactly those that play would draw."""
+"""Promises of the end of a training: --own_frames shows frames the model drew itself, those that play would draw;
+--context_noise brings the past frames nearer to what is played."""
 
 from pathlib import Path
 
 import torch
 from small_runs import call, changed_words, logged, random_latents, world_model_words
+from test_command_lines import quick_refusal
 from tiny_models import NOOP, RIGHT, tiny_world_model
 
 from diffusion import with_own_frames
@@ -57,3 +59,16 @@ def test_a_run_goes_on_with_own_frames_and_resumes_exactly(tmp_path_factory, tmp
     ends = [tmp_path / name / "checkpoint-6" / "model.safetensors" for name in ("whole", "resumed", "plain")]
     assert ends[0].read_bytes() == ends[1].read_bytes() != ends[2].read_bytes()
     assert all(row["loss"] > 0 for row in logged(tmp_path / "whole") if "loss" in row)
+
+
+def test_the_context_noise_is_the_presets_unless_a_smaller_one_is_named(tmp_path_factory, tmp_path: Path) -> None:
+    base = tmp_path_factory.getbasetemp()
+    weights = []
+    for level in (None, 0.7, 0.1):
+        words = changed_words(world_model_words(base, tmp_path / str(level)), max_train_steps=2, lr_warmup_steps=0)
+        call("train_text_to_image.py", *words, *(() if level is None else ("--context_noise", level)))
+        weights.append((tmp_path / str(level) / "checkpoint-2" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+    words = changed_words(world_model_words(base, tmp_path / "loud"), context_noise=0.8)
+    line = quick_refusal("train_text_to_image.py", *words)
+    assert "--context_noise 0.8" in line and "up to 0.7" in line and not (tmp_path / "loud").exists()

@@ -25,15 +25,14 @@ fi
     --max_train_steps 4000 --lr_scheduler cosine --ema_decay 0.998 --save_dtype float16 "$@"
 "$PYTHON" "$root/encode_images.py" --dataset_basepath "$episodes" --save_dir_path "$out/latents" \
     --model_folder_or_id "$out/autoencoder" --dtype bf16
-# The decoder goes on learning, and the world model then carries it.
-sh "$root/finetune_vae_scripts/small.sh" "$episodes" "$out" "$@"
 
 world_model() {
     "$PYTHON" "$root/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
-        --vae_folder_or_id "$out/decoder" --preset small --mixed_precision bf16 --ema_decay 0.999 --save_dtype float16 \
-        --learning_rate 6e-4 "$@"
+        --preset small --mixed_precision bf16 --torch_compile --learning_rate 6e-4 --save_dtype float16 "$@"
 }
-# First on recorded history alone; then, against drift, with some of the last frames of it drawn by the model itself.
-world_model --max_train_steps 9000 "$@"
-world_model --max_train_steps 12000 --lr_scheduler linear --own_frames 6 "$@"
+# First on recorded history with noise of any level; then, at falling rates, on what play looks like: hardly any noise, and
+# against drift some of the last frames drawn by the model itself.
+world_model --max_train_steps 9000 --ema_decay 0.999 "$@"
+world_model --max_train_steps 11500 --ema_decay 0.995 --lr_scheduler linear --context_noise 0.07 --own_frames 4 \
+    --own_frames_share 0.4 "$@"
 echo "a playable model: $out/world_model_run/world_model"
