@@ -28,7 +28,7 @@ fi
 
 world_model() {
     "$PYTHON" "$root/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
-        --preset small --mixed_precision bf16 --torch_compile --learning_rate 6e-4 --save_dtype float16 "$@"
+        --preset small --mixed_precision bf16 --learning_rate 6e-4 --save_dtype float16 "$@"
 }
 # First on recorded history with noise of any level; then, at falling rates, on what play looks like: hardly any noise, and
 # against drift some of the last frames drawn by the model itself.
