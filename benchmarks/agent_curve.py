@@ -12,11 +12,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from PIL import Image, ImageDraw
+from curves import draw
 
 PANELS = {"frags": "frags per minute", "areas": "areas of 128 units seen per minute", "reward": "reward per minute"}
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 800, 200, 60, 20, 30, 30
-INK, GRID, DOT = (40, 40, 40), (225, 225, 225), (190, 40, 40)
 
 
 def episode_figures(path: Path) -> tuple[dict, dict[str, float]]:
@@ -44,31 +42,6 @@ def binned(folder: Path, bin_steps: int) -> tuple[list[dict[str, float]], int]:
     return rows, games
 
 
-def draw(rows: list[dict[str, float]]) -> Image.Image:
-    """One panel below the other over the same steps."""
-    picture = Image.new("RGB", (WIDTH, HEIGHT * len(PANELS)), "white")
-    pen = ImageDraw.Draw(picture)
-    last_step = max(row["step"] for row in rows)
-    for number, (name, title) in enumerate(PANELS.items()):
-        top, bottom = number * HEIGHT + TOP, (number + 1) * HEIGHT - BOTTOM
-        low, high = min(0.0, *(row[name] for row in rows)), max(row[name] for row in rows) or 1.0
-        pen.text((LEFT, number * HEIGHT + 8), title, fill=INK)
-        for share in (0.0, 0.5, 1.0):
-            y = bottom - share * (bottom - top)
-            pen.line((LEFT, y, WIDTH - RIGHT, y), fill=GRID)
-            pen.text((8, y - 6), f"{low + share * (high - low):.2f}", fill=INK)
-        points = []
-        for row in rows:
-            x = LEFT + row["step"] / last_step * (WIDTH - LEFT - RIGHT)
-            points.append((x, bottom - (row[name] - low) / (high - low) * (bottom - top)))
-        pen.line(points, fill=DOT, width=2)
-        for (x, y), row in zip(points, rows, strict=True):
-            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=DOT)
-            pen.text((x - 8, bottom + 4), f"{row['level']:.1f}", fill=INK)
-        pen.text((WIDTH - 190, bottom + 16), f"bots' level; to {last_step / 1000:.0f}k agent steps", fill=INK)
-    return picture
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("episodes", type=Path, help="--out_base_dir of the training")
@@ -80,7 +53,9 @@ def main() -> None:
         parser.error(f"no train/level_*/env_*/episode_*.parquet under {args.episodes}")
     for row in rows:
         print(" | ".join(f"{name} {value:.2f}" for name, value in row.items()))
-    draw(rows).save(args.picture)
+    steps = max(row["step"] for row in rows)
+    caption = f"bots' level; to {steps / 1000:.0f}k agent steps"
+    draw(rows, PANELS, label=lambda row: f"{row['level']:.1f}", caption=caption).save(args.picture)
     print(f"wrote {args.picture}: {sum(row['episodes'] for row in rows)} episodes of {games} games")
 
 
