@@ -28,11 +28,11 @@ fi
 
 world_model() {
     "$PYTHON" "$root/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
-        --preset small --mixed_precision bf16 --learning_rate 6e-4 --save_dtype float16 "$@"
+        --preset small --mixed_precision bf16 --save_dtype float16 "$@"
 }
 # First on recorded history with noise of any level; then, at falling rates, on what play looks like: hardly any noise, and
 # against drift some of the last frames drawn by the model itself.
-world_model --max_train_steps 9000 --ema_decay 0.999 "$@"
-world_model --max_train_steps 11500 --ema_decay 0.995 --lr_scheduler linear --context_noise 0.07 --own_frames 4 \
-    --own_frames_share 0.4 "$@"
+world_model --max_train_steps 9000 --learning_rate 6e-4 --ema_decay 0.999 "$@"
+world_model --max_train_steps 10300 --learning_rate 1.2e-3 --lr_scheduler linear --ema_decay 0.995 \
+    --context_noise 0.07 --own_frames 3 --own_frames_share 0.3 "$@"
 echo "a playable model: $out/world_model_run/world_model"
