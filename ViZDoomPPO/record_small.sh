@@ -1,6 +1,6 @@
 #!/bin/sh
-# The data of the shipped world model: exploration, the shipped agent's play on five levels, and all play of an agent that
-# begins at random; 160x120, every second tic. Run again, it goes on where it stopped.
+# Data for a `small` world model of our map, 1.2 million tics: exploration, the shipped agent's play on five levels, and all
+# play of an agent that begins at random; 160x120, every second tic. Run again, it goes on where it stopped.
 #   sh ViZDoomPPO/record_small.sh EPISODES [flags of the three recorders, e.g. --device cpu]
 set -eu
 if [ $# -lt 1 ]; then

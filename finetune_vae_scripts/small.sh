@@ -23,6 +23,5 @@ if [ ! -f "$out/latents/latent_black.pt" ]; then
 fi
 
 "$PYTHON" "$root/finetune_vae.py" --dataset_basepath "$episodes" --output_dir "$out/decoder" \
-    --model_folder_or_id "$out/autoencoder" --mixed_precision bf16 --max_train_steps 6000 --learning_rate 5e-4 \
-    --lr_scheduler cosine --ema_decay 0.998 --save_dtype float16 "$@"
+    --model_folder_or_id "$out/autoencoder" --max_train_steps 20000 "$@"
 echo "a tuned decoder: $out/decoder/autoencoder; play with it as --vae_ft_model_folder"

@@ -94,10 +94,14 @@ def answer(script: Path, *words: object, cwd: Path) -> str:
     return done.stderr
 
 
-def test_without_a_model_the_demo_names_the_way_from_nothing(tmp_path: Path) -> None:
+def test_where_no_model_ships_the_demo_is_the_way_from_nothing_and_says_so(tmp_path: Path) -> None:
     shutil.copy(REPOSITORY / "demo.sh", tmp_path)
-    line = answer(tmp_path / "demo.sh", cwd=tmp_path)
-    assert "no model ships" in line and "bash demo.sh --from_scratch" in line and "--model_folder" in line
+    done = subprocess.run(
+        ["bash", str(tmp_path / "demo.sh"), "--minutes", "1"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert "no model ships" in done.stdout and "from scratch" in done.stdout and "--model_folder" in done.stdout
+    assert done.returncode == 2 and "--minutes '1' is not a number of at least 2" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["demo.sh"]
 
 

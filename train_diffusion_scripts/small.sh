@@ -1,12 +1,11 @@
 #!/bin/sh
-# The whole `small` recipe: episodes in, a playable world model out, as the shipped one was made. Run again, every stage goes
-# on where it stopped; the autoencoder stays as it is once there are latents made with it, so that a larger budget never
-# mixes encoders.
-#   sh train_diffusion_scripts/small.sh EPISODES [OUT [flags of every trainer]]
-#   sh train_diffusion_scripts/small.sh episodes runs/small --max_train_minutes 60      (60 for each of them)
+# The whole `small` recipe: episodes in, a playable world model out. Run again, every stage goes on where it stopped; the
+# autoencoder stays as it is once there are latents made with it, so that a larger budget never mixes encoders.
+#   sh train_diffusion_scripts/small.sh EPISODES [OUT [flags of both trainers]]
+#   sh train_diffusion_scripts/small.sh episodes runs/small --max_train_minutes 60      (60 for each trainer)
 set -eu
 if [ $# -lt 1 ]; then
-    echo "usage: sh $0 EPISODES [OUT [flags of every trainer, e.g. --max_train_minutes 60, for each of them]]" >&2
+    echo "usage: sh $0 EPISODES [OUT [flags of both trainers, e.g. --max_train_minutes 60, for each of them]]" >&2
     exit 2
 fi
 root=$(dirname "$(CDPATH= cd -P "$(dirname "$0")" && pwd)")  # links resolved: a venv is found by its true path
@@ -19,20 +18,10 @@ if [ -z "${PYTHON:-}" ]; then
     [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
 fi
 
-# float16 is what ships, and what the latents are then made with.
 [ -f "$out/latents/latent_black.pt" ] || "$PYTHON" "$root/finetune_vae.py" --dataset_basepath "$episodes" \
-    --output_dir "$out/autoencoder" --train_from_scratch --preset small --mixed_precision bf16 \
-    --max_train_steps 4000 --lr_scheduler cosine --ema_decay 0.998 --save_dtype float16 "$@"
+    --output_dir "$out/autoencoder" --train_from_scratch --preset small --max_train_steps 40000 "$@"
 "$PYTHON" "$root/encode_images.py" --dataset_basepath "$episodes" --save_dir_path "$out/latents" \
-    --model_folder_or_id "$out/autoencoder" --dtype bf16
-
-world_model() {
-    "$PYTHON" "$root/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
-        --preset small --mixed_precision bf16 --save_dtype float16 "$@"
-}
-# First on recorded history with noise of any level; then, at falling rates, on what play looks like: hardly any noise, and
-# against drift some of the last frames drawn by the model itself.
-world_model --max_train_steps 9000 --learning_rate 6e-4 --ema_decay 0.999 "$@"
-world_model --max_train_steps 10300 --learning_rate 1.2e-3 --lr_scheduler linear --ema_decay 0.995 \
-    --context_noise 0.07 --own_frames 3 --own_frames_share 0.3 "$@"
+    --model_folder_or_id "$out/autoencoder"
+"$PYTHON" "$root/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
+    --preset small --max_train_steps 100000 "$@"
 echo "a playable model: $out/world_model_run/world_model"
