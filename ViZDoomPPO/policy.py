@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -113,7 +114,8 @@ def save_policy(
 ) -> None:
     """Writes policy and optimizer with their JSON companions as one zip, under its name only when it is complete.
 
-    keep_old: where the file that had this name goes. Raises BadInput when it cannot be written; the old one stays."""
+    keep_old: where a copy of the file that had this name goes, so that `path` is there whenever a run is killed.
+    Raises BadInput when it cannot be written; the old one stays."""
     temporary = partial_path(path)
     try:
         with writing(path):
@@ -124,10 +126,14 @@ def save_policy(
                 if state is not None:
                     archive.writestr(STATE_MEMBER, json.dumps(state, indent=2))
             if keep_old is not None and path.exists():
-                os.replace(path, keep_old)
+                copy = partial_path(keep_old)
+                shutil.copyfile(path, copy)
+                os.replace(copy, keep_old)
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+        if keep_old is not None:
+            partial_path(keep_old).unlink(missing_ok=True)
 
 
 @contextmanager
