@@ -182,7 +182,7 @@ class GameLoop(threading.Thread):
             except BadInput:  # the page has shown them already
                 player.post("settings", {"type": "settings", **vars(player.settings), "is_refused": True})
                 raise
-            player.post("settings", {"type": "settings", **vars(player.settings)})
+            player.post("settings", {"type": "settings", **vars(player.settings), "is_accepted": True})
         elif kind == "restart":
             if wish["start"] >= self.number_of_starts:
                 raise BadInput(f"beginning {wish['start']}: the model has {self.number_of_starts}")

@@ -27,6 +27,8 @@ let reviewed = null; // the kept frame that is looked at while the game stands s
 let isPaused = false, isAway = false; // isAway: a key is needed to come back
 let inputNumber = 0, buttonsDown = 0;
 let settings = {}; // steps, guidance, noise: as the server has them, or was just asked to
+let asked = {}; // settings last sent: what says yes to older ones comes too late to be shown
+const isLastAsked = (reply) => Object.entries(asked).every(([name, value]) => reply[name] === value);
 let newest = null; // decoded, not painted yet
 let saves = []; // {name, contents}
 let saveName = "save"; // of the save that is under way
@@ -73,7 +75,7 @@ function receive(message) {
   else if (message.type === "full") model = { seats: message.seats };
   else if (message.type === "jumped") jumped(message);
   else if (message.type === "beside") beside.told(message);
-  else if (message.type === "settings") showSettings(message, message.is_refused);
+  else if (message.type === "settings" && (!message.is_accepted || isLastAsked(message))) showSettings(message, message.is_refused);
   else if (message.type === "problem") say(message.text, true);
   else if (message.type === "recording") showRecording(message);
 }
@@ -301,6 +303,7 @@ for (const name of ["steps", "guidance", "noise"]) {
   at(name).addEventListener("input", () => {
     const value = Number(at(name).value);
     showSettings({ ...settings, [name]: name === "steps" ? model.possible_steps[value] : value });
+    asked = settings;
     send({ type: "settings", ...settings });
   });
 }

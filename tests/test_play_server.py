@@ -192,7 +192,13 @@ def test_settings_change_while_playing_and_wrong_ones_are_named(server: Serving)
     with server.join() as me:
         next_frame(me)
         send(me, type="settings", steps=1, guidance=1.5, noise=2)
-        assert next_letter(me, "settings") == {"type": "settings", "steps": 1, "guidance": 1.5, "noise": 2}
+        assert next_letter(me, "settings") == {
+            "type": "settings",
+            "steps": 1,
+            "guidance": 1.5,
+            "noise": 2,
+            "is_accepted": True,
+        }
         send(me, type="settings", steps=1, guidance=1.0, noise=10)
         truth = {"type": "settings", "steps": 1, "guidance": 1.5, "noise": 2, "is_refused": True}
         assert next_letter(me, "settings") == truth  # the page has shown what it asked for
