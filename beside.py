@@ -13,15 +13,14 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from agent import Agent
 from command_line import BadInput
+from companion_state import Beside, RealMoment
 from companions import Companions
 from engine import GameEngine
 from messages import Message, Picture, RealPicture
@@ -35,34 +34,6 @@ from replays import RecordedKeys, Replay, ReplayedEpisode
 GRACE_S = 5.0  # how long a real game waits for a connection that went
 ENCODED_AT_ONCE = 4  # frames of a re-sync, between two frames of the others
 JPEG_QUALITY = 90
-
-
-@dataclass
-class RealMoment:
-    """A real frame at the model's size, uint8 (H, W, 3), the action that led to it, its latent once it is needed."""
-
-    frame: np.ndarray
-    action: int
-    latent: Tensor | None = None
-
-
-@dataclass(eq=False)
-class Beside:
-    """One player's companion. what: "nothing", "game" or "episode", as the page names them."""
-
-    recent: deque[RealMoment]  # as many as the model's context holds
-    what: str = "nothing"
-    source: RealGame | ReplayedEpisode | None = None
-    agent: Agent | RecordedKeys | None = None  # who has the keys in a person's place
-    observation: Any = None  # what an agent sees of the real game now
-    screen: np.ndarray | None = None  # its frame now, at its own size
-    dream: np.ndarray | None = None  # the frame drawn last
-    action: int = 0  # that leads to the real frame that is to come
-    is_in_step: bool = False
-    is_resyncing: bool = False  # the real frames are being encoded, or one is still to come
-    still: np.ndarray | None = None  # the real frame of the last re-sync
-    ceiling_db: float | None = None  # of that frame encoded and decoded
-    waiting: tuple[Picture, np.ndarray] | None = None  # a dreamed frame until its real one has come
 
 
 def _contained(instead: Callable[..., Any], lets_through: tuple[type[Exception], ...] = ()) -> Callable:

@@ -1,21 +1,18 @@
 """The blind test's page and its WebSocket: one pair after the other goes out, one answer on each comes in.
 
 A page is told no more than it must show; which clip is real leaves this process only as a sum over all answers, once
-a rater is through. Who comes in is the play server's Door; what is sent is checked and limited as in play.
+a rater is through. Who comes in is the same Door's business as in play; what is sent is checked and limited as in play.
 """
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
 
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from blind_test import BlindTest
+from door import FULL, IDLE, REFUSED, TOO_MUCH, Door
 from messages import BLIND_FIELDS, MALFORMED_ALLOWED, SEND_S, Allowance, Malformed, Message, parse
-
-if TYPE_CHECKING:
-    from play_server import Door
 
 PAGE = "/blind_test"
 PAGE_FILES = {
@@ -27,13 +24,12 @@ MOST_RATERS = 32  # at once
 IDLE_S = 900.0
 ANSWERS_PER_S, ANSWER_BURST = 2.0, 10.0  # of one connection; a clip takes longer than that
 ALL_ANSWERS_PER_S, ALL_ANSWERS_BURST = 20.0, 100.0  # of everybody
-REFUSED, TOO_MUCH, FULL, IDLE = 1008, 1008, 4001, 4003  # why a connection was closed
 
 
 class BlindServer:
     """`routes` for the play server. door: who may come in."""
 
-    def __init__(self, test: BlindTest, door: "Door") -> None:
+    def __init__(self, test: BlindTest, door: Door) -> None:
         self.test, self.door = test, door
         self.routes = [WebSocketRoute(f"{PAGE}/rate", self.rate)]
         self._raters = 0

@@ -22,7 +22,6 @@ from command_line import BadInput
 
 REPOSITORY = Path(__file__).resolve().parent
 SHIPPED_MODEL = REPOSITORY / "assets" / "models" / "small"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -137,8 +136,9 @@ def serve(engine, folder: Path, listener: socket.socket, companions, clips, args
     import uvicorn
 
     from blind_test import BlindTest
+    from door import LOOPBACK, Door
     from game_loop import GameLoop
-    from play_server import Door, PlayServer
+    from play_server import PlayServer
     from players import Seats, Settings
 
     settings = Settings(engine.num_inference_steps, float(engine.guidance_scale), engine.discretized_noise_level)

@@ -1,19 +1,16 @@
 """The play server: one page, its files, and a WebSocket to each player.
 
-Checks who may come in (token, Origin, Host), counts and limits what they send, and passes it on to players.py; knows
-nothing of models and draws nothing. Nothing a client sends is ever part of a path. Built and run by play.py.
+Lets in who may come in (door.py), counts and limits what they send, and passes it on to players.py; knows nothing of
+models and draws nothing. Nothing a client sends is ever part of a path. Built and run by play.py.
 """
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -21,6 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from blind_server import PAGE_FILES as BLIND_FILES
 from blind_server import BlindServer
 from blind_test import BlindTest
+from door import FULL, IDLE, REFUSED, REPLACED, TOO_MUCH, Door
 from game_loop import GameLoop
 from messages import COSTS, MALFORMED_ALLOWED, SEND_S, Malformed, Message, parse, unpacked_save
 from players import FRAMES_ON_THE_WAY_S, Mailbox, Player, Seats
@@ -32,9 +30,6 @@ PAGE_FILES = {
     "/play.css": ("play.css", "text/css"),
     **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in SCRIPTS},
 }
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# Why a connection was closed; 4000 to 4999 are an application's own.
-REFUSED, TOO_MUCH, FULL, REPLACED, IDLE = 1008, 1008, 4001, 4002, 4003
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "connect-src 'self' ws: wss:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -42,37 +37,6 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",  # the address may hold the token
     "Cache-Control": "no-store",
 }
-NO_TOKEN = "This game asks for a token. Open the whole address that play.py printed, with ?token= at its end.\n"
-
-
-def _host_name(host: str) -> str | None:
-    """The name in a Host header, without its port; None where it is none."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
-
-
-@dataclass(frozen=True)
-class Door:
-    """Who may come in. token: demanded where there is one; without one only pages of this machine are let in."""
-
-    token: str | None
-
-    def refusal(self, connection: HTTPConnection) -> str | None:
-        """Why a request is turned away, None when it is not.
-
-        Without a token the Host must be this machine's: another site's name that leads here (DNS rebinding) is not."""
-        host = connection.headers.get("host", "")
-        if self.token is None and _host_name(host) not in LOOPBACK:
-            return "This server answers this machine only; start play.py with --host to let others in.\n"
-        origin = connection.headers.get("origin", "")
-        if isinstance(connection, WebSocket) and origin not in (f"http://{host}", f"https://{host}"):
-            return "Pages of another origin are not let in.\n"
-        given = connection.query_params.get("token", "")
-        if self.token is not None and not secrets.compare_digest(given.encode(), self.token.encode()):
-            return NO_TOKEN
-        return None
 
 
 class PlayServer:

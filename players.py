@@ -14,15 +14,12 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from companion_state import Beside
 from messages import Allowance, Message, Picture
 from play_recorder import PlayRecorder
-
-if TYPE_CHECKING:
-    from beside import Beside
 
 FRAMES_ON_THE_WAY_S = 0.2  # how much play may be under way to a page that has not said it is drawn
 
@@ -121,7 +118,7 @@ class Player:
     save: Future | None = None  # the last one, which is made in another thread
     recordings: int = 0  # made so far
     recorders: dict[str, PlayRecorder] = field(default_factory=dict)  # at work now: of the dream, of the real game
-    beside: "Beside | None" = None  # what was ever asked to stand beside the dream
+    beside: Beside | None = None  # what was ever asked to stand beside the dream
     is_shown: bool = False  # whether the page was sent the frame that the game stands at; a new connection clears it
     # ---- both
     mailbox: Mailbox | None = None  # None: nobody is connected
