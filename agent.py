@@ -8,6 +8,7 @@ Used by beside.py.
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,10 @@ def load_policy(path: Path, game_tables: Sequence[Sequence[dict[str, Any]]], spa
 
 
 class Agent:
-    """A policy at one game's keys: holds each choice as long as it did in training."""
+    """A policy at one game's keys: holds each choice as long as it did in training.
+
+    It chooses in a thread of its own: whoever may not wait lets it `consider` what is to be seen, and has it `act` once
+    it `is_decided`."""
 
     def __init__(self, policy: Policy, action_table: Sequence[dict[str, Any]], tics_per_frame: int) -> None:
         """action_table: of the model, whose nearest action is played."""
@@ -99,11 +103,24 @@ class Agent:
         count = len(policy.table)  # stands for the actions before the first
         self._last = deque([count] * policy.action_history, maxlen=policy.action_history)
         self._action, self._frames_left = no_op_id(action_table), 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="agent")
+        self._choice: Future[int] | None = None  # a row of the policy's table
 
-    def act(self, observation: Any) -> int:
-        """The model's action for the next frame. observation: of the game, or what the policy can `see` of a dream."""
-        if self._frames_left == 0:
-            row = self._policy.choose(observation, self._last)
+    def consider(self, see: Callable[[], Any]) -> None:
+        """Begins to choose, where that is due. see: gives what the game shows, or what the policy `sees` of a dream."""
+        if self._frames_left == 0 and self._choice is None:
+            self._choice = self._thread.submit(lambda: self._policy.choose(see(), self._last))
+
+    def is_decided(self, patience_s: float) -> bool:
+        """Whether `act` would not wait; says so after `patience_s` at the latest."""
+        return self._choice is None or bool(wait([self._choice], patience_s).done)
+
+    def act(self, see: Callable[[], Any]) -> int:
+        """The model's action for the next frame; as `consider`, and waits for the choice."""
+        self.consider(see)
+        if self._choice is not None:
+            choice, self._choice = self._choice, None
+            row = choice.result()
             self._last.append(row)
             self._action = nearest_action(self._action_table, self._buttons[row])
             self._frames_left = self._frames_per_decision

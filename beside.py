@@ -2,7 +2,7 @@
 
 A re-sync fills the model's context with the last real frames, encoded; from there the same actions go to both, and
 every dreamed frame is measured against the real one. Belongs to the engine's thread, which never waits for a real
-frame: it goes on with the others and looks again. Knows players, no sockets. Used by game_loop.py.
+frame or an agent: it goes on with the others and looks again. Knows players, no sockets. Used by game_loop.py.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ from real_process import GameGone, RealGame
 from replays import RecordedKeys, Replay, ReplayedEpisode
 
 GRACE_S = 5.0  # how long a real game waits for a connection that went
+PATIENCE_S = 0.005  # with an agent that has not chosen yet; after it the others go on first
 ENCODED_AT_ONCE = 4  # frames of a re-sync, between two frames of the others
 JPEG_QUALITY = 90
 
@@ -90,18 +91,12 @@ class Besides:
             if player.beside.what != "game":
                 self._open_game(player)
         elif wish["what"] == "keys":
-            self._open_game(player, self._replay(wish["episode"]))
+            self._open_game(player, self.companions.replay(wish["episode"]))
         elif wish["what"] == "episode":
-            self._open_episode(player, self._replay(wish["episode"]))
+            self._open_episode(player, self.companions.replay(wish["episode"]))
         else:
             self._close(player)
         self.tell(player)
-
-    def _replay(self, number: int) -> Replay:
-        replays = self.companions.replays
-        if number >= len(replays):
-            raise BadInput(f"episode {number}: there are {len(replays)}")
-        return replays[number]
 
     def _open_game(self, player: Player, replay: Replay | None = None) -> None:
         """Starts the real game; a recorded episode's keys play it from its beginning where one is given."""
@@ -131,7 +126,7 @@ class Besides:
         act = self._new_agent().act if keys is None else keys.act
 
         def choose(observation: Any) -> int:
-            action = act(observation)
+            action = act(lambda: observation)
             return no_op if action is None else action
 
         return choose
@@ -168,7 +163,7 @@ class Besides:
 
     @_contained(lambda *_: True)
     def attend(self, player: Player) -> bool:
-        """Looks what has come of the real game, and goes on with a re-sync; neither waits.
+        """Looks what has come of the real game and of the agent's choice, and goes on with a re-sync; none waits long.
 
         Returns whether the next frame can be played."""
         beside = player.beside
@@ -178,7 +173,10 @@ class Besides:
             self._begin(player, beginning.frames, beginning.actions)
         if not self.deliver(player):  # else the game would be a frame ahead of the dream
             return False
-        return not beside.is_resyncing or self._resync(player)
+        if beside.is_resyncing and not self._resync(player):
+            return False
+        self._consider(player)
+        return not isinstance(beside.agent, Agent) or beside.agent.is_decided(PATIENCE_S)
 
     def _begin(self, player: Player, frames: list[np.ndarray], actions: list[int]) -> None:
         """frames: k real ones, uint8 (H, W, 3).  actions: the k - 1 between them."""
@@ -245,20 +243,31 @@ class Besides:
             return recorded, 0
         is_real = beside.source is not None and beside.source.is_on
         if beside.agent is not None:
-            chosen, number = self._chosen(player, is_real), 0
+            chosen, number = self._chosen(player), 0
             action = self.engine.config.no_op if chosen is None else chosen
         if is_real:
             beside.source.ask(action)
             beside.action = action
         return action, number
 
-    def _chosen(self, player: Player, is_real: bool) -> int | None:
-        """What an agent or recorded keys choose; None while there is nothing to see, or once the recording is over."""
+    def _sight(self, player: Player) -> Callable[[], Any] | None:
+        """What gives an agent's observation of now; None while there is nothing to see."""
         beside = player.beside
+        dream, observation = beside.dream, beside.observation
         if beside.source is None:
-            return None if beside.dream is None else beside.agent.act(self.companions.policy.see(beside.dream))
-        chosen = beside.agent.act(beside.observation) if is_real else None
-        if is_real and chosen is None:
+            return None if dream is None else lambda: self.companions.policy.see(dream)
+        return (lambda: observation) if beside.source.is_on else None
+
+    def _consider(self, player: Player) -> None:
+        """Lets an agent begin to choose on what is to be seen now, in its own thread."""
+        if isinstance(player.beside.agent, Agent) and (sight := self._sight(player)) is not None:
+            player.beside.agent.consider(sight)
+
+    def _chosen(self, player: Player) -> int | None:
+        """What an agent or recorded keys choose; None while there is nothing to see, or once the recording is over."""
+        beside, sight = player.beside, self._sight(player)
+        chosen = None if sight is None else beside.agent.act(sight)
+        if sight is not None and chosen is None:
             beside.agent = None
             player.post("problem", {"type": "problem", "text": "The recorded keys are over; yours play on."})
             self.tell(player)
@@ -272,6 +281,8 @@ class Besides:
         beside.waiting = (picture, frame)
         if isinstance(beside.source, ReplayedEpisode) and beside.source.action is not None:
             self._note(player, beside.source.next_frame(), beside.action)
+        elif beside.source is None:
+            self._consider(player)
 
     @_contained(lambda *_: True)
     def deliver(self, player: Player) -> bool:
@@ -293,6 +304,8 @@ class Besides:
                 if isinstance(beside.agent, RecordedKeys):
                     beside.agent = None  # they were of the game that is over
                 self.tell(player)
+            else:
+                self._consider(player)
         self._show_waiting(player)
         return True
 
@@ -331,14 +344,7 @@ class Besides:
 
     def tell(self, player: Player) -> None:
         """Tells the page what stands beside the dream, and who has the keys."""
-        beside = player.beside
-        state = "nothing" if beside.what == "nothing" else "in_step" if beside.is_in_step else "apart"
-        if isinstance(beside.source, RealGame) and not beside.source.is_on:
-            state = "starting"
-        is_recorded = isinstance(beside.agent, RecordedKeys) or beside.what == "episode"
-        keys = "recording" if is_recorded else "person" if beside.agent is None else "agent"
-        letter = {"what": beside.what, "state": state, "keys": keys, "ceiling_db": beside.ceiling_db}
-        player.post("beside", {"type": "beside", **letter})
+        player.post("beside", {"type": "beside", **player.beside.told()})
 
     def _fail(self, player: Player, error: Exception) -> None:
         """Ends a companion that went wrong; what was drawn already is shown without it."""

@@ -42,3 +42,12 @@ class Beside:
     still: np.ndarray | None = None  # the real frame of the last re-sync
     ceiling_db: float | None = None  # of that frame encoded and decoded
     waiting: tuple[Picture, np.ndarray] | None = None  # a dreamed frame until its real one has come
+
+    def told(self) -> dict[str, Any]:
+        """What the page is told: what stands there, whether in step, who has the keys, how good a dream can be."""
+        state = "nothing" if self.what == "nothing" else "in_step" if self.is_in_step else "apart"
+        if isinstance(self.source, RealGame) and not self.source.is_on:
+            state = "starting"
+        is_recorded = isinstance(self.agent, RecordedKeys) or self.what == "episode"
+        keys = "recording" if is_recorded else "person" if self.agent is None else "agent"
+        return {"what": self.what, "state": state, "keys": keys, "ceiling_db": self.ceiling_db}

@@ -41,6 +41,12 @@ class Companions:
             "episodes": [{"name": each.name, "seconds": each.seconds} for each in self.replays],
         }
 
+    def replay(self, number: int) -> Replay:
+        """A recorded episode by its place in the list. Raises BadInput where there is none."""
+        if number >= len(self.replays):
+            raise BadInput(f"episode {number}: there are {len(self.replays)}")
+        return self.replays[number]
+
     def describe(self) -> str:
         """Two lines for whoever started play.py."""
         game = f"{self.game.name}, {self.most_games} at once" if self.game else self.no_game

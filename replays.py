@@ -4,7 +4,7 @@ A client names an episode by its place in the list, never by a path. Knows no pl
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,6 @@ class RecordedKeys:
         self._actions = iter(replay.frames(episode)[1])
         episode.close()
 
-    def act(self, observation: Any) -> int | None:
-        """The model's action for the next frame; None at the end."""
+    def act(self, see: Callable[[], Any]) -> int | None:
+        """The model's action for the next frame, whatever is to be seen; None at the end."""
         return next(self._actions, None)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -334,7 +335,7 @@ def test_an_agent_holds_a_choice_as_long_as_in_training_and_sees_its_own_last_on
 
     policy = Policy("scripted", tuple(table), tics_per_decision=4, action_history=2, see=None, choose=choose)
     agent = Agent(policy, FULL, tics_per_frame=2)
-    names = [FULL[agent.act(number)]["name"] for number in range(4)]
+    names = [FULL[agent.act(lambda number=number: number)]["name"] for number in range(4)]
     assert names == ["MOVE_FORWARD+TURN_LEFT"] * 2 + ["ATTACK"] * 2
     none = len(table)
     assert seen == [(0, [none, none]), (2, [none, named(table, "MOVE_FORWARD+TURN_LEFT")])]
@@ -406,6 +407,32 @@ def test_the_agent_plays_the_dream_alone_when_it_can_see_it(table: Table) -> Non
     wish(player, "agent", on=True)
     table.loop.serve(player)
     assert "start the real game first" in dict(player.mailbox.letters)["problem"]["text"]
+
+
+@pytest.mark.parametrize("has_game", [False, True], ids=["dream", "game"])
+def test_an_agent_that_is_slow_holds_up_its_own_player_alone(table: Table, has_game: bool) -> None:
+    known, asked = threading.Event(), threading.Event()
+    left = named(FULL, "TURN_LEFT")
+
+    def choose(*_: object) -> int:
+        asked.set()
+        assert known.wait(DEADLINE_S)
+        return left
+
+    player, other = begun(table) if has_game else table.player(), table.player()
+    table.loop.serve(player)
+    policy = dataclasses.replace(random_policy(FULL), choose=choose)
+    table.loop.besides.companions.policy = policy
+    wish(player, "agent", on=True)
+    table.serve_until(player, asked.is_set, "it is asked")
+    shown = len(player.mailbox.pictures)
+    for _ in range(20):
+        assert table.loop.serve(player)
+        table.loop.serve(other)
+    assert len(player.mailbox.pictures) == shown and len(other.mailbox.pictures) == 21
+    known.set()
+    table.serve_until(player, lambda: len(player.mailbox.pictures) > shown, "it plays on")
+    assert player.mailbox.pictures[-1].action == left
 
 
 # ------------------------------------------------------------------------------------------------ what goes wrong
