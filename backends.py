@@ -30,6 +30,10 @@ class Backend:
     def __init__(self, loaded: LoadedWorldModel) -> None:
         self.world_model, self.autoencoder = loaded.world_model, loaded.autoencoder
 
+    def moved(self, context: Tensor, actions: Tensor) -> Tensor:
+        """As `WorldModel.moved`: context (B, L, C, h, w), actions (B, L) -> context (B, L, C, h, w), float32."""
+        return self.world_model.moved(context, actions)
+
     def predict_v(
         self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, noise_buckets: Tensor
     ) -> Tensor:
@@ -64,11 +68,13 @@ class OnnxBackend(Backend):
     def __init__(self, loaded: LoadedWorldModel) -> None:
         """OSError where the cache folder cannot be written, RuntimeError where the networks cannot be exported."""
         super().__init__(loaded)
-        from exported_networks import DECODER, NETWORK, exported
+        from exported_networks import DECODER, MOVER, NETWORK, exported
 
         self.num_threads = torch.get_num_threads()
         with exported(loaded.world_model, loaded.autoencoder, loaded.config.latent_shape) as folder:
             self._network, self._decoder = (self._session(str(folder / name)) for name in (NETWORK, DECODER))
+            has_motion = loaded.world_model.mover is not None
+            self._mover = self._session(str(folder / MOVER)) if has_motion else None
 
     def _session(self, path: str) -> Callable[..., Tensor]:
         """A network as a function of tensors with a batch axis; runs one row at a time."""
@@ -89,6 +95,9 @@ class OnnxBackend(Backend):
             return torch.cat([torch.from_numpy(output) for output in outputs])
 
         return run
+
+    def moved(self, context: Tensor, actions: Tensor) -> Tensor:
+        return context if self._mover is None else self._mover(context=context, actions=actions)
 
     def predict_v(
         self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, noise_buckets: Tensor
@@ -122,9 +131,12 @@ class CompiledBackend(Backend):
     def __init__(self, loaded: LoadedWorldModel) -> None:
         super().__init__(loaded)
         place = {"device": self.device, "dtype": torch.bfloat16, "memory_format": torch.channels_last}
-        self._network = torch.compile(copy.deepcopy(loaded.world_model).to(**place))
+        world_model = copy.deepcopy(loaded.world_model).to(**place)
+        self._network, self._moved = torch.compile(world_model), torch.compile(world_model.moved)
         self._decode = torch.compile(copy.deepcopy(loaded.autoencoder).to(**place).decode_latents)
+        device = self.device
         loaded.world_model.to("cpu")
+        loaded.autoencoder.to(device)  # which a mover holds too
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         print("the networks are compiled, which takes minutes", flush=True)
@@ -135,8 +147,14 @@ class CompiledBackend(Backend):
     def _draw_once(self, config: WorldModelConfig, rows: int) -> None:
         length, zeros = config.context_length, torch.zeros(rows, dtype=torch.int64, device=self.device)
         latents = torch.zeros(rows, length + 1, *config.latent_shape, device=self.device)
-        self.predict_v(latents[:, -1], zeros, latents[:, :-1], zeros[:, None].repeat(1, length), zeros)
+        actions = zeros[:, None].repeat(1, length)
+        self.predict_v(latents[:, -1], zeros, self.moved(latents[:, :-1], actions), actions, zeros)
         self.decode_latents(latents[:1, -1])
+
+    def moved(self, context: Tensor, actions: Tensor) -> Tensor:
+        if self.world_model.mover is None:
+            return context
+        return self._moved(_laid_out(context, torch.bfloat16), _laid_out(actions, torch.int64)).float()
 
     def predict_v(
         self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, noise_buckets: Tensor

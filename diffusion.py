@@ -108,7 +108,8 @@ def training_loss(
 ) -> Tensor:
     """v-prediction loss on the next frame.
 
-    latents: (B, L + 1, C, h, w) scaled, oldest first, the last one the target.  actions: (B, L) int64.
+    latents: (B, L + 1, C, h, w) scaled, oldest first, the last one the target, the one before it moved.
+    actions: (B, L) int64.
     Plain MSE on v: min-SNR or logit-normal weights would leave the first of few sampling steps untrained.
     Salimans & Ho 2022, sec. 4; GameNGen sec. 3.2. Returns a scalar, the mean over all elements.
     """
@@ -146,11 +147,12 @@ def with_own_frames(
     actions = actions[:, -(length + count) :]
     clean = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
     for number in range(count):
+        played = actions[:, number : number + length]
         latents[:, length + number] = sample_next(
             world_model,
             scheduler,
-            latents[:, number : number + length],
-            actions[:, number : number + length],
+            world_model.moved(latents[:, number : number + length], played),
+            played,
             clean,
             noise[:, number],
             num_inference_steps=num_inference_steps,
@@ -174,7 +176,7 @@ def sample_next(
     """The next latent by DDIM with guidance on frames only (GameNGen sec. 3.2; Song et al. 2021, eq. 12 at eta = 0).
 
     world_model: a `WorldModel`, or what computes the same.
-    context: (B, L, C, h, w), already as noisy as noise_buckets (B,) says.  actions: (B, L) int64.
+    context: (B, L, C, h, w), moved and already as noisy as noise_buckets (B,) says.  actions: (B, L) int64.
     x_t: (B, C, h, w) Gaussian noise to start from. Returns (B, C, h, w). Guidance 1 costs one pass a step, else two.
     """
     scheduler.set_timesteps(num_inference_steps, device=context.device)

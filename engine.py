@@ -176,7 +176,7 @@ class GameEngine:
             raise ValueError(f"action {chosen.tolist()} outside the table 0..{self.config.num_actions - 1}")
         chosen = chosen.to(self.device)
         actions = torch.cat([self.actions, chosen[:, None]], dim=1)  # (B, L), one per context frame
-        context = self.latents
+        context = self.backend.moved(self.latents, actions)
         level = noise_level(self.discretized_noise_level, self.config.max_noise_level, self.config.num_noise_buckets)
         if level > 0:
             context = context + level * self._noise(1, context.shape[1:])

@@ -3,7 +3,7 @@
 Knows no sessions, no games and no back ends; backends.py runs what lies here. A cached folder is named after what is
 in it (every weight, the networks' shapes, the versions of what wrote and what reads it), so it never goes stale:
 
-    <user's cache>/neural-game-engine/onnx/<fingerprint>/network.onnx  decoder.onnx  manifest.json
+    <user's cache>/neural-game-engine/onnx/<fingerprint>/network.onnx  decoder.onnx  [mover.onnx]  manifest.json
 """
 
 import contextlib
@@ -29,9 +29,10 @@ from model import Autoencoder, WorldModel
 EXPORT_VERSION = 1  # raise it whenever an export of the same weights comes out differently
 OPSET = 17
 KEPT_FOLDERS = 8  # the least recently used ones beyond these go
-NETWORK, DECODER, MANIFEST = "network.onnx", "decoder.onnx", "manifest.json"
+NETWORK, DECODER, MOVER, MANIFEST = "network.onnx", "decoder.onnx", "mover.onnx", "manifest.json"
 NETWORK_INPUTS = ("noised", "timesteps", "context", "actions", "noise_buckets")
 DECODER_INPUTS = ("latents",)
+MOVER_INPUTS = ("context", "actions")
 
 
 class _Decoder(nn.Module):
@@ -124,6 +125,8 @@ def _export(
     )
     _export_module(world_model, network_inputs, NETWORK_INPUTS, folder / NETWORK)
     _export_module(_Decoder(autoencoder).eval(), (torch.zeros(1, *latent_shape),), DECODER_INPUTS, folder / DECODER)
+    if world_model.mover is not None:
+        _export_module(world_model.mover, (network_inputs[2], network_inputs[3]), MOVER_INPUTS, folder / MOVER)
 
 
 def _export_module(module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], path: Path) -> None:

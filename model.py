@@ -36,6 +36,7 @@ from model_folders import (
     find_world_model,
     read_world_model_config,
 )
+from motion import MotionModel, Mover
 from presets import Preset, possible_steps
 
 PAD_PIXEL = -1.0  # black
@@ -218,6 +219,7 @@ class WorldModelConfig:
     trained_steps: int = 0
     predicts_change: bool = False  # see WorldModel
     sampler_steps: int | None = None  # trained at the timesteps of a sampler of so many steps alone; None: at all
+    has_motion: bool = False  # see motion.py; `motion/` is in the folder
     format_version: int = FORMAT_VERSION
 
     @property
@@ -267,13 +269,24 @@ class WorldModel(nn.Module):
         # Paper: one token per action. Without a position, cross-attention could not tell their order.
         self.action_positions = nn.Parameter(torch.randn(context_length, unet.config.cross_attention_dim) * 0.02)
         nn.init.normal_(self.action_embedding_model.weight, std=0.5)
+        self.mover: Mover | None = None  # frozen; see `move_with`
+
+    def move_with(self, motion: MotionModel, autoencoder: Autoencoder) -> None:
+        """From now on this is a model of contexts whose last frame was moved ahead: all that draw call `moved`."""
+        self.mover = Mover(motion, autoencoder).requires_grad_(False).eval()
+
+    def moved(self, context: Tensor, actions: Tensor) -> Tensor:
+        """Clean context (B, L, C, h, w) as `forward` is to see it: its last frame moved ahead, where there is a motion
+        model.  actions: (B, L) int64. Once a frame, before any noise."""
+        return context if self.mover is None else self.mover(context, actions)
 
     def forward(
         self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, noise_buckets: Tensor
     ) -> Tensor:
         """The predicted v of the next latent.
 
-        noised: (B, C, h, w).  timesteps: (B,) int64.  context: (B, L, C, h, w), oldest first.  actions: (B, L) int64.
+        noised: (B, C, h, w).  timesteps: (B,) int64.  context: (B, L, C, h, w), oldest first, as `moved` gives it.
+        actions: (B, L) int64.
         noise_buckets: (B,) int64, how noisy the context is. Returns (B, C, h, w). GameNGen sec. 3.2.
         Raises ValueError when L differs from the model's context length.
         """
@@ -355,6 +368,9 @@ class LoadedWorldModel:
         with replacing_folder(folder) as temporary:
             with smallest_exact_dtype(self.world_model.unet):
                 self.world_model.unet.save_pretrained(temporary / "unet")
+            if self.world_model.mover is not None:
+                with smallest_exact_dtype(self.world_model.mover.motion):
+                    self.world_model.mover.motion.save_pretrained(temporary / "motion")
             (temporary / "vae").mkdir()
             self.autoencoder.save(temporary / "vae")
             self.scheduler.save_pretrained(temporary / "noise_scheduler")
@@ -408,6 +424,8 @@ def load_world_model(
         if is_ours:
             positions = load_file(folder / "action_positions.safetensors")["positions"]
             world_model.action_positions.data.copy_(positions)
+        if config.has_motion:
+            world_model.move_with(read_diffusers_folder(MotionModel, folder / "motion"), autoencoder)
         with _quiet_diffusers():
             scheduler = DDIMScheduler.from_pretrained(scheduler_folder(folder))
         starts = folder / "start_contexts.safetensors"
@@ -416,6 +434,19 @@ def load_world_model(
         raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
     world_model.requires_grad_(False)
     return LoadedWorldModel(world_model.to(device).eval(), autoencoder, scheduler, config, start_contexts)
+
+
+def load_motion(folder: Path, num_actions: int) -> MotionModel:
+    """The motion model in a folder that `find_motion` gave. BadInput where it does not load, or knows other actions."""
+    try:
+        motion = read_diffusers_folder(MotionModel, folder)
+    except Exception as error:
+        raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
+    if motion.config.num_actions != num_actions:
+        raise BadInput(
+            f"{folder}: knows {motion.config.num_actions} actions, the data {num_actions}; train it on the same data"
+        )
+    return motion
 
 
 def read_config(folder: Path) -> WorldModelConfig:

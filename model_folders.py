@@ -37,7 +37,13 @@ UNET_FILES = tuple(f"unet/{name}" for name in ("config.json", *WEIGHTS, "diffusi
 EVERY_FILE = ("*.json", "*.safetensors")
 WORLD_MODEL_FILES = ("config.json", "embedding_info.json", "unet/config.json", "action_embedding_model.safetensors")
 # Of what a training may start from: the UNet, and of a world model all but the autoencoder and the beginnings.
-START_FILES = (*UNET_FILES, *WORLD_MODEL_FILES, "action_positions.safetensors", "noise_scheduler/scheduler_config.json")
+START_FILES = (
+    *UNET_FILES,
+    *WORLD_MODEL_FILES,
+    *(f"motion/{name}" for name in ("config.json", WEIGHTS[0])),
+    "action_positions.safetensors",
+    "noise_scheduler/scheduler_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,21 @@ def find_unet(folder_or_id: str | Path, preset: Preset) -> Path:
     for name in ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type"):
         if config.get(name) is not None:
             raise BadInput(f"{folder}: expects more than text ({name} {config[name]}); {cure}")
+    return folder
+
+
+def find_motion(folder_or_id: str | Path, preset: Preset) -> Path:
+    """The motion model that train_motion.py wrote: the folder, its `motion/`, or a Hub id; BadInput when there is none
+    or it is made for other latents than the preset's."""
+    folder = resolve_folder(folder_or_id, "world_model", "motion")
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    if config.get("_class_name") != "MotionModel":
+        raise BadInput(f"{folder}: not a motion model's folder; give --motion_folder one of train_motion.py")
+    shape = tuple(config.get(f"latent_{name}") for name in ("channels", "height", "width"))
+    expected = (preset.latent_channels, preset.latent_height, preset.latent_width)
+    if shape != expected:
+        raise BadInput(f"{folder}: made for latents {shape}, preset {preset.name} has {expected}; give another")
     return folder
 
 

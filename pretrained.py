@@ -52,7 +52,10 @@ def finished_world_model(
     check_dataset(dataset, config, dataset_name, str(preset.pretrained))
     world_model = load_world_model(folder, vae_folder_or_id=vae_folder_or_id).world_model
     play = {name: getattr(preset, name) for name in ("num_inference_steps", "guidance_scale")}
-    return world_model.requires_grad_(True).train(), dataclasses.replace(config, **play)
+    world_model.requires_grad_(True).train()
+    if world_model.mover is not None:
+        world_model.mover.requires_grad_(False).eval()
+    return world_model, dataclasses.replace(config, **play)
 
 
 def new_config(preset: Preset, dataset: WindowDataset, autoencoder: Autoencoder) -> WorldModelConfig:

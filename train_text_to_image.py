@@ -50,6 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
         "folder or Hub id in Stable Diffusion's layout; default: the preset's, CompVis/stable-diffusion-v1-4 for sd14, "
         "none for the others",
     )
+    add(
+        "--motion_folder",
+        help="motion model of train_motion.py, by which the last context frame is moved ahead; default: the one of the "
+        "world model started from, else none",
+    )
     add("--from_pixels", action="store_true", help="train from episodes, encoding each batch on the fly")
     add(
         "--vae_folder_or_id",
@@ -128,6 +133,7 @@ class Plan:
     pretrained: str | None  # folder or Hub id of what the weights start from
     unet_folder: Path | None = None  # where that lies on disk, if it is a text-to-image UNet
     world_model_folder: Path | None = None  # where that lies on disk, if it is a world model of ours
+    motion_folder: Path | None = None
 
 
 def main(args: argparse.Namespace) -> None:
@@ -160,8 +166,9 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
     """Builds the world model, or goes on with the run's own, and trains it to its end."""
     import torch
 
+    from artifacts import sha256_of_tensors
     from data_loader import WindowDataset
-    from model import LoadedWorldModel, load_autoencoder, make_scheduler
+    from model import LoadedWorldModel, load_autoencoder, load_motion, make_scheduler
     from pretrained import finished_world_model, new_world_model
     from training import TrainingRun, make_accelerator
     from validation import Validation
@@ -189,6 +196,9 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
     else:
         name = args.dataset_basepath
         world_model, config = finished_world_model(plan.world_model_folder, preset, dataset, name, plan.autoencoder)
+    if plan.motion_folder is not None:
+        world_model.move_with(load_motion(plan.motion_folder, config.num_actions), autoencoder)
+        config = dataclasses.replace(config, has_motion=True)
     if args.gradient_checkpointing:
         world_model.unet.enable_gradient_checkpointing()
     global_batch = plan.batch_size * accelerator.num_processes * args.gradient_accumulation_steps
@@ -203,6 +213,8 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         "from_pixels": args.from_pixels,
         "legacy_alignment": args.legacy_alignment,
     }
+    if world_model.mover is not None:
+        identity["motion_sha256"] = sha256_of_tensors(world_model.mover.motion.state_dict(), {})
     if plan.pretrained is not None:  # the shape of what was loaded, wherever it lies
         identity["unet"] = {k: v for k, v in world_model.unet.config.items() if not k.startswith("_")}
     run = TrainingRun(
@@ -296,7 +308,7 @@ def push(args: argparse.Namespace, plan: Plan, num_windows: int, global_batch: i
 def make_plan(args: argparse.Namespace) -> Plan:
     """Settles flags, preset and folders. Raises BadInput before anything heavy is imported."""
     from dataset_folders import public_name
-    from model_folders import find_autoencoder, find_unet
+    from model_folders import find_autoencoder, find_motion, find_unet
 
     preset, world_model_folder = choose_preset(args)
     if args.context_noise is not None and args.context_noise > preset.max_noise_level:
@@ -324,6 +336,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         pretrained=pretrained,
         unet_folder=find_unet(pretrained, preset) if pretrained and not world_model_folder else None,
         world_model_folder=world_model_folder,
+        motion_folder=find_motion(args.motion_folder, preset) if args.motion_folder else None,
     )
 
 

@@ -40,6 +40,8 @@ def loss_of(
     if own_frames:
         latents, actions = draw_own_frames(run, latents, actions, micro, preset, scheduler)
         draws.context_eps = draws.context_eps[:, own_frames:]
+    world_model = run.accelerator.unwrap_model(run.model)
+    latents = torch.cat([world_model.moved(latents[:, :-1], actions), latents[:, -1:]], dim=1)
     return training_loss(
         run.model,
         scheduler,

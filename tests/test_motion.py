@@ -1,0 +1,201 @@
+"""Promises of the motion model: the keys move the last frame, a world model sees it moved wherever it draws, and what
+holds still keeps its codes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_runs import call, changed_words, logged, random_autoencoder, random_latents, world_model_words, write_play
+from test_backends import played
+from test_command_lines import quick_refusal
+from tiny_models import LEFT, NOOP, RIGHT, saved, tiny_autoencoder, tiny_world_model
+from torch import Tensor
+
+from backends import CompiledBackend
+from command_line import BadInput
+from diffusion import with_own_frames
+from engine import GameEngine
+from model import LoadedWorldModel, load_world_model
+from motion import SEEN_FRAMES, MotionModel, Mover, photometric_loss, warp
+
+SHAPE = (4, 8, 10)  # latents of `smoke`, of 64x80 pixels
+
+
+def motion(seed: int = 0) -> MotionModel:
+    """A motion model for `smoke` by which everything moves somewhere."""
+    torch.manual_seed(seed)
+    made = MotionModel(*SHAPE, num_actions=3, width=8)
+    torch.nn.init.normal_(made.flow_of_keys.weight)
+    return made.requires_grad_(False).eval()
+
+
+def moving_world_model() -> LoadedWorldModel:
+    loaded = tiny_world_model(has_motion=True)
+    loaded.world_model.move_with(motion(), loaded.autoencoder)
+    return loaded
+
+
+def stripes(generator: torch.Generator, number: int) -> Tensor:
+    """Pictures (number, 3, 64, 160) of upright stripes of random grey, blurred as a screen's are."""
+    columns = torch.rand(number, 1, 1, 40, generator=generator) * 2 - 1
+    wide = torch.nn.functional.interpolate(columns, (1, 160), mode="bilinear")
+    return wide.expand(-1, 3, 64, -1)
+
+
+def test_a_flow_says_where_each_place_was_before() -> None:
+    picture = torch.rand(1, 3, 64, 80)
+    flow = torch.zeros(1, 2, 16, 20)
+    assert torch.allclose(warp(picture, flow), picture, atol=1e-5)
+    flow[:, 0] = 8 / 40  # 8 pixels to the right of here, in halves of the width
+    assert torch.allclose(warp(picture, flow)[..., :-8], picture[..., 8:], atol=1e-5)
+    assert torch.allclose(warp(picture, flow)[..., -8:], picture[..., -1:].expand(-1, -1, -1, 8), atol=1e-5)
+    flow = torch.zeros(1, 2, 16, 20)
+    flow[:, 1] = 4 / 32
+    assert torch.allclose(warp(picture, flow)[:, :, :-4], picture[:, :, 4:], atol=1e-5)
+
+
+def test_it_learns_from_pictures_alone_that_a_key_turns_the_view_by_many_pixels() -> None:
+    """Left and right by 12 pixels, more than a cell and than half a stripe; no-op not at all."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    made = MotionModel(*SHAPE, num_actions=3, width=16)
+    optimizer = torch.optim.AdamW(made.parameters(), 5e-3)
+    shift = torch.tensor([0, -12, 12])
+    for _ in range(200):
+        actions = torch.randint(0, 3, (8, SEEN_FRAMES), generator=generator)
+        wide = stripes(generator, 8)
+        last = wide[..., 40:120]
+        target = torch.stack([w[..., 40 + s : 120 + s] for w, s in zip(wide, shift[actions[:, -1]], strict=True)])
+        flow = made(torch.zeros(8, SEEN_FRAMES, *SHAPE), actions)
+        loss = photometric_loss(warp(last, flow), target, flow)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for action, pixels in ((NOOP, 0), (LEFT, -12), (RIGHT, 12)):
+        actions = torch.full((1, SEEN_FRAMES), action)
+        flow = made(torch.zeros(1, SEEN_FRAMES, *SHAPE), actions)[:, :, 4:-4, 5:-5]
+        assert abs(float(flow[:, 0].mean()) * 40 - pixels) < 2 and float(flow[:, 1].abs().mean()) * 32 < 2
+
+
+def test_only_what_moves_is_drawn_anew() -> None:
+    context, actions = torch.randn(2, 4, *SHAPE), torch.randint(0, 3, (2, 4))
+    still = MotionModel(*SHAPE, num_actions=3, width=8)  # nothing moves before it has learnt anything
+    assert Mover(still, tiny_autoencoder())(context, actions).equal(context)
+    half = motion()
+    half.flow_of_keys.weight.zero_()
+    half.flow_of_keys.bias.copy_(torch.tensor([1.0, 0.0])[:, None, None].expand(2, 8, 10).flatten())
+    half.flow_of_keys.bias.view(2, 8, 10)[:, 4:] = 0  # the lower half stands still
+    moved = Mover(half, tiny_autoencoder())(context, actions)
+    assert moved[:, :-1].equal(context[:, :-1]) and moved[:, -1, :, 5:].equal(context[:, -1, :, 5:])
+    assert not torch.isclose(moved[:, -1, :, :3], context[:, -1, :, :3]).any()
+
+
+def test_the_newest_actions_decide_and_older_ones_than_it_sees_do_not() -> None:
+    made, context = motion(), torch.randn(1, 7, *SHAPE)
+    actions = torch.tensor([[LEFT, LEFT, LEFT, NOOP, NOOP, NOOP, RIGHT]])
+    before = made(context, actions)
+    older, newest = actions.clone(), actions.clone()
+    older[0, 2], newest[0, -1] = RIGHT, LEFT
+    assert made(context, older).equal(before) and not torch.allclose(made(context, newest), before)
+    assert tuple(before.shape) == (1, 2, 16, 20) and before.dtype == torch.float32
+
+
+def test_the_world_model_comes_back_with_its_motion_and_draws_the_same(tmp_path: Path) -> None:
+    loaded = moving_world_model()
+    loaded.save(tmp_path / "world_model")
+    assert json.loads((tmp_path / "world_model/motion/config.json").read_text())["_class_name"] == "MotionModel"
+    again = load_world_model(tmp_path / "world_model")
+    frames = [played(GameEngine(each)) for each in (loaded, again, tiny_world_model())]
+    assert np.array_equal(frames[0], frames[1]) and not np.array_equal(frames[0], frames[2])
+    (tmp_path / "world_model/motion/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(BadInput, match="weights do not load"):
+        load_world_model(tmp_path / "world_model")
+
+
+def test_every_back_end_moves_the_frame_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, onnx = (GameEngine(moving_world_model(), backend=name) for name in ("torch", "onnx"))
+    compiled = GameEngine(moving_world_model())
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend="eager"))
+    compiled.backend = CompiledBackend(moving_world_model())
+    context, actions = torch.randn(2, 4, *SHAPE), torch.tensor([[LEFT] * 4, [RIGHT] * 4])
+    expected = plain.backend.moved(context, actions)
+    assert not torch.isclose(expected[:, -1], context[:, -1]).all()
+    assert torch.allclose(onnx.backend.moved(context, actions), expected, atol=1e-3)
+    apart = (compiled.backend.moved(context, actions) - expected).abs()
+    assert float(apart.mean()) < 0.02 * float(expected.abs().mean())
+    frames = [played(engine).astype(np.float64) / 255 for engine in (plain, onnx)]
+    assert np.abs(frames[0] - frames[1]).mean() < 1 / 255
+
+
+def test_own_frames_are_moved_as_the_engine_moves_them() -> None:
+    loaded = moving_world_model()
+    engine = GameEngine(loaded)
+    latents, actions = torch.randn(1, 6, *SHAPE), torch.tensor([[LEFT, RIGHT, LEFT, LEFT, RIGHT]])
+    engine.reset(latents[:, :4], actions[:, :3], [5])
+    noise = engine._noise(0, torch.Size(SHAPE))
+    drawn = engine.step_latents(actions[:, 3])
+    window, _ = with_own_frames(
+        loaded.world_model,
+        loaded.scheduler,
+        latents,
+        actions,
+        noise[:, None],
+        num_inference_steps=engine.num_inference_steps,
+    )
+    assert torch.allclose(window[:, -2], drawn, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ the two trainers
+
+
+def motion_words(base: Path, output_dir: Path) -> tuple[object, ...]:
+    own = ("--dataset_basepath", random_latents(base), "--output_dir", output_dir, "--frame_stride", 1)
+    own += ("--batch_size", 4, "--num_validation_windows", 8, "--learning_rate", 0.003, "--report_to", "none")
+    return (*own, "--lr_warmup_steps", 0, "--dataloader_num_workers", 0, "--device", "cpu", "--checkpointing_steps", 4)
+
+
+def test_a_motion_run_resumes_exactly_and_a_world_model_learns_on_it_and_goes_on_with_it(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path_factory.getbasetemp()
+    for name, ends in (("whole", [8]), ("resumed", [4, 8])):
+        for end in ends:
+            call("train_motion.py", *motion_words(base, tmp_path / name), "--max_train_steps", end)
+    ends = [tmp_path / name / "checkpoint-8/model.safetensors" for name in ("whole", "resumed")]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    said = capsys.readouterr().out
+    assert "after 8 steps, " in said and " of 8 held-out frames change" in said and "resumed from" in said
+    assert [row["step"] for row in logged(tmp_path / "whole") if "loss" in row] == [4, 8]
+
+    words = changed_words(world_model_words(base, tmp_path / "run"), max_train_steps=2)
+    call("train_text_to_image.py", *words, "--motion_folder", tmp_path / "whole")
+    first = load_world_model(tmp_path / "run")
+    assert first.config.has_motion and first.world_model.mover.motion.config.latent_width == SHAPE[2]
+    further = changed_words(words, output_dir=tmp_path / "further", preset=None, frame_stride=None)
+    call("train_text_to_image.py", *further, "--pretrained_model_name_or_path", tmp_path / "run")
+    second = load_world_model(tmp_path / "further")
+    kept = zip(*(each.world_model.mover.motion.parameters() for each in (first, second)), strict=True)
+    assert second.config.has_motion and all(before.equal(after) for before, after in kept)
+
+
+def test_motion_of_another_kind_is_refused(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    base = tmp_path_factory.getbasetemp()
+    words = world_model_words(base, tmp_path / "run")
+    line = quick_refusal("train_text_to_image.py", *words, "--motion_folder", random_autoencoder(base))
+    assert "not a motion model's folder" in line
+    MotionModel(4, 8, 8, num_actions=3).save_pretrained(tmp_path / "narrow")
+    line = quick_refusal("train_text_to_image.py", *words, "--motion_folder", tmp_path / "narrow")
+    assert "(4, 8, 8)" in line and "(4, 8, 10)" in line
+    MotionModel(*SHAPE, num_actions=9).save_pretrained(tmp_path / "other")
+    with pytest.raises(BadInput, match="knows 9 actions, the data 3"):
+        call("train_text_to_image.py", *words, "--motion_folder", tmp_path / "other")
+    lone = write_play(tmp_path / "lone/episode_000000.parquet", 8, seed=0)
+    assert "no latent" in quick_refusal(
+        "train_motion.py", *motion_words(base, tmp_path / "x")[2:], "--dataset_basepath", lone.parent
+    )
+    other = saved(tiny_autoencoder(seed=1), tmp_path / "other_autoencoder")
+    with pytest.raises(BadInput, match="another encoder"):
+        call("train_motion.py", *motion_words(base, tmp_path / "y"), "--vae_folder_or_id", other)

@@ -1,0 +1,177 @@
+"""Stage 2b, optional: reads latents, writes a motion model, an optical flow from past frames and keys.
+
+A world model trained with it (train_text_to_image.py --motion_folder) sees its last frame already moved ahead, and
+learns what a warp cannot know. The same command again resumes exactly where the last checkpoint was written.
+
+    python train_motion.py --dataset_basepath latents --output_dir runs/motion --max_train_steps 3000
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import command_line
+from command_line import BadInput
+
+MAX_NOISE_LEVEL = 0.3  # of what is seen: in play it is the model's own
+STILL_ERROR = 1e-4  # mean square below which two frames are the same one, 40 dB
+
+
+def build_parser() -> argparse.ArgumentParser:
+    arguments = command_line.parser(__doc__)
+    add = arguments.add_argument
+    add("--dataset_basepath", required=True, help="folder of latent_episode_*.pt, or data set on the Hub")
+    add("--output_dir", required=True, help="run folder: checkpoints, metrics, samples, and motion/ to use")
+    add("--vae_folder_or_id", help="autoencoder folder or Hub id; default: the one kept beside the latents")
+    add("--frame_stride", type=command_line.positive, help="tics between two frames; default: its preset's")
+    add("--batch_size", type=command_line.positive, default=16, help="windows per device and micro-batch")
+    add("--learning_rate", type=command_line.positive_float, default=2e-3, help="peak rate of AdamW")
+    add("--num_validation_windows", type=command_line.positive, default=256, help="held-out windows to measure on")
+    command_line.add_training_flags(arguments)
+    command_line.add_device_flag(arguments)
+    return arguments
+
+
+def main(args: argparse.Namespace) -> None:
+    from artifacts import check_writable
+    from dataset_folders import dataset_folder
+    from episodes import find_latents, split_episodes
+    from model_folders import find_autoencoder
+    from presets import get_preset
+
+    args.dataset_basepath = str(dataset_folder(args.dataset_basepath, "latents"))
+    train_paths, held_out_paths = split_episodes(find_latents(args.dataset_basepath))
+    if not held_out_paths:
+        raise BadInput(f"{args.dataset_basepath}: one episode, none left to validate on; record at least two")
+    source = args.vae_folder_or_id or args.dataset_basepath
+    _, geometry = find_autoencoder(source)
+    stride = args.frame_stride or get_preset(geometry.preset).frame_stride
+    check_writable("--output_dir", Path(args.output_dir))
+    command_line.print_settings(
+        args, frame_stride=stride, train_episodes=len(train_paths), validation_episodes=len(held_out_paths)
+    )
+
+    import torch
+
+    from data_loader import WindowDataset
+    from diffusion import seeded_generator
+    from model import load_autoencoder
+    from motion import SEEN_FRAMES, MotionModel, photometric_loss, warp
+    from training import TrainingRun, make_accelerator
+
+    accelerator = make_accelerator(args)
+    torch.manual_seed(args.seed)
+    autoencoder = load_autoencoder(source, device=accelerator.device)
+    black = autoencoder.black_moments()
+    channels, height, width = autoencoder.sample_latents(black).shape[1:]
+    windows = {"context_length": SEEN_FRAMES, "frame_stride": stride, "kind": "latents", "black_moments": black}
+    dataset, held_out = WindowDataset(train_paths, **windows), WindowDataset(held_out_paths, **windows)
+    if dataset.encoder_sha256 not in (None, autoencoder.encoder_sha256):
+        raise BadInput(f"{args.dataset_basepath}: latents of another encoder than {source}; name theirs")
+    motion = MotionModel(channels, height, width, dataset.num_actions)
+    global_batch = args.batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+    identity = {
+        "seed": args.seed,
+        "global_batch_size": global_batch,
+        "frame_stride": stride,
+        "encoder_sha256": autoencoder.encoder_sha256,
+        "motion": {name: value for name, value in motion.config.items() if not name.startswith("_")},
+    }
+    run = TrainingRun(args, accelerator, motion, identity, learning_rate=args.learning_rate, unit="frames")
+    if run.was_finished("motion"):
+        return
+    validation = Validation(run, motion, autoencoder, held_out, args.num_validation_windows)
+    run.write(f"{sum(p.numel() for p in run.parameters) / 1e6:.2f}M parameters, {len(dataset)} windows")
+    run.begin()
+    batches = run.batches(dataset, args.batch_size)
+
+    def loss_of(batch: dict[str, torch.Tensor], micro: int) -> torch.Tensor:
+        """The photometric loss of a micro-batch; what is seen is noised as its place in the run says."""
+        latents = autoencoder.sample_latents(batch["moments"].float())  # (B, seen + 1, C, h, w)
+        with torch.no_grad():
+            pixels = autoencoder.decode_latents(latents[:, -2:].flatten(0, 1)).float().clamp(-1, 1)
+        last, target = pixels.unflatten(0, (-1, 2)).unbind(1)  # (B, 3, H', W') each
+        first = run.first_index(micro, args.batch_size)
+        generators = [seeded_generator("cpu", args.seed, run.step, first + j) for j in range(len(latents))]
+        noise = torch.stack(
+            [
+                MAX_NOISE_LEVEL * torch.rand(1, generator=g) * torch.randn(latents.shape[1:], generator=g)
+                for g in generators
+            ]
+        ).to(latents)
+        flow = run.model((latents + noise)[:, :-1], batch["actions"])
+        return photometric_loss(warp(last, flow), target, flow)
+
+    while True:
+        is_over = run.is_over()
+        with run.housekeeping():
+            if is_over or run.is_due(args.validation_steps):
+                validation()
+            if is_over or run.is_due(args.checkpointing_steps):
+                run.save(validation.save_model)
+        if is_over:
+            break
+        for micro in range(args.gradient_accumulation_steps):
+            waited = time.monotonic()
+            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(batches).items()}
+            run.data_seconds += time.monotonic() - waited
+            with accelerator.accumulate(run.model), accelerator.autocast():
+                run.update(loss_of(batch, micro))
+        run.finish_step(items=global_batch)
+    run.close()
+    run.write(
+        f"wrote {validation.folder} after {run.step} steps; train a world model with it: python train_text_to_image.py "
+        f"--dataset_basepath {args.dataset_basepath} --motion_folder {validation.folder}"
+    )
+
+
+class Validation:
+    """How much nearer the moved last frame is to the next one than the last frame itself, on held-out play."""
+
+    def __init__(self, run, motion, autoencoder, held_out, num_windows: int) -> None:
+        from data_loader import evenly
+
+        self.run, self.motion, self.autoencoder, self.held_out = run, motion, autoencoder, held_out
+        self.indices = evenly(len(held_out), num_windows)
+        self.folder = run.output_dir / "motion"
+
+    def __call__(self) -> None:
+        """Logs PSNR of the last frame held and moved, over windows in which something moves at all."""
+        if not self.run.accelerator.is_main_process:
+            return
+        import torch
+
+        from motion import warp
+
+        device = self.autoencoder.device
+        errors = []
+        with self.run.averaged(), torch.no_grad():
+            for index in self.indices:
+                item = self.held_out[index]
+                latents = self.autoencoder.sample_latents(item["moments"][None].to(device).float())
+                last, target = self.autoencoder.decode_latents(latents[0, -2:]).clamp(-1, 1).split(1)
+                moved = warp(last, self.motion(latents[:, :-1], item["actions"][None].to(device)))
+                errors.append([float((pixels - target).square().mean()) / 4 for pixels in (last, moved)])
+        errors = torch.tensor(errors)  # (windows, 2), mean squares, 1 being white for black
+        changing = errors[errors[:, 0] > STILL_ERROR]
+        when = f"after {self.run.step} steps, {len(changing)} of {len(errors)} held-out frames change"
+        if not len(changing):
+            self.run.write(f"{when}: nothing moves here that a motion model could learn")
+            return
+        held, moved = (float(column) for column in (-10 * changing.log10()).mean(dim=0))
+        self.run.log(held_db=held, moved_db=moved)
+        self.run.write(f"{when}: the last one is {held:.2f} dB from the next, moved ahead {moved:.2f} dB")
+
+    def save_model(self) -> None:
+        """Writes `motion/` with the averaged weights."""
+        if not self.run.accelerator.is_main_process:
+            return
+        from artifacts import replacing_folder
+        from model import smallest_exact_dtype
+
+        with self.run.averaged(), replacing_folder(self.folder) as temporary, smallest_exact_dtype(self.motion):
+            self.motion.save_pretrained(temporary)
+
+
+if __name__ == "__main__":
+    command_line.run(main, build_parser(), is_shared=True)
