@@ -24,7 +24,7 @@ from messages import COSTS, MALFORMED_ALLOWED, SEND_S, Malformed, Message, parse
 from players import FRAMES_ON_THE_WAY_S, Mailbox, Player, Seats
 
 ASSETS = Path(__file__).resolve().parent / "assets"
-SCRIPTS = ("play", "play_controls", "play_statistics", "play_real")
+SCRIPTS = ("play", "play_connection", "play_controls", "play_statistics", "play_real")
 PAGE_FILES = {
     "/": ("play.html", "text/html"),
     "/play.css": ("play.css", "text/css"),
@@ -65,13 +65,16 @@ class PlayServer:
             housekeeping.cancel()
 
     async def _housekeeping(self) -> None:
-        """Once a second: frees seats of those who went or fell asleep; ends the server when nobody computes."""
+        """Once a second: frees seats of those who went or fell asleep, says to the others that the connection stands;
+        ends the server when nobody computes."""
         while True:
             await asyncio.sleep(1.0)
             if self.loop.failure is not None:
                 self.on_failure()
             for player in self.seats.release():
                 player.post("closing", {"type": "closing", "code": IDLE})
+            for player in self.seats.players():
+                player.post("alive", {"type": "alive"})
 
     async def file(self, request: Request) -> Response:
         """A page or a file of it; a page only with the token, for it is what asks for the rest."""

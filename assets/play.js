@@ -1,6 +1,8 @@
-// The play page: the connection to play.py, the picture, the past minutes on a slider, the panels.
-// The messages are those of messages.py; hands are play_controls.js, figures play_statistics.js.
+// The play page: the picture, the past minutes on a slider, the panels.
+// The messages are those of messages.py; play_connection.js brings them, hands are play_controls.js, figures
+// play_statistics.js.
 
+import { Connection } from "./play_connection.js";
 import { Controls } from "./play_controls.js";
 import { Beside, unpack } from "./play_real.js";
 import { Statistics } from "./play_statistics.js";
@@ -9,16 +11,18 @@ const FRAME = 1, SAVE = 2;
 const HEADER_BYTES = 24;
 const FULL = 4001, REPLACED = 4002, IDLE = 4003; // why the server closed
 const RETRY_MS = 1000;
+const SLOW = 0.9; // a real-time factor below it is told
 
 const at = (id) => document.getElementById(id);
 const stage = at("stage"), slider = at("slider"), bar = at("bar");
 const canvas = document.querySelector("#dream canvas");
 const picture = canvas.getContext("2d", { alpha: false });
 const statistics = new Statistics();
+const connection = new Connection({ address, received, opened: () => { isAway = false; }, closed });
+const send = (message) => connection.send(message);
 const controls = new Controls(stage, at("touch"), sendInput);
 const beside = new Beside(send);
 
-let socket = null; // open, or null
 let model = null; // the server's greeting
 let session = sessionStorage.getItem("session") ?? "";
 let game = -1, timeline = -1; // which game, and how many jumps within the session
@@ -35,43 +39,37 @@ let saveName = "save"; // of the save that is under way
 
 // ---------------------------------------------------------------------------------------------- connection
 
-function connect() {
-  const address = new URL("play", location.href);
-  address.protocol = location.protocol === "https:" ? "wss:" : "ws:";
-  address.searchParams.set("token", new URLSearchParams(location.search).get("token") ?? "");
-  address.searchParams.set("session", session);
-  const opened = new WebSocket(address);
-  opened.binaryType = "arraybuffer";
-  opened.onmessage = ({ data }) => (typeof data === "string" ? receive(JSON.parse(data)) : receiveBytes(data));
-  opened.onopen = () => { socket = opened; isAway = false; };
-  opened.onclose = ({ code }) => {
-    socket = null;
-    controls.releaseAll();
-    statistics.interrupt();
-    document.body.classList.add("is-waiting");
-    isAway = code === REPLACED || code === IDLE;
-    if (code === REPLACED) say("This game goes on in another window. Press any key to take it back.");
-    else if (code === IDLE) say("You were away for a while. Press any key to play.");
-    else if (code === FULL) say(`All ${model?.seats ?? ""} seats are taken. You get the next one that is free.`);
-    else explainLoss();
-    if (!isAway) setTimeout(connect, code === FULL ? 3 * RETRY_MS : RETRY_MS);
-  };
+function address() {
+  const found = new URL("play", location.href);
+  found.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+  found.searchParams.set("token", new URLSearchParams(location.search).get("token") ?? "");
+  found.searchParams.set("session", session);
+  return found;
+}
+
+function closed(code) {
+  controls.releaseAll();
+  statistics.interrupt();
+  document.body.classList.add("is-waiting");
+  isAway = code === REPLACED || code === IDLE;
+  if (code === REPLACED) say("This game goes on in another window. Press any key to take it back.");
+  else if (code === IDLE) say("You were away for a while. Press any key to play.");
+  else if (code === FULL) say(`All ${model?.seats ?? ""} seats are taken. You get the next one that is free.`);
+  else explainLoss();
+  return isAway ? null : code === FULL ? 3 * RETRY_MS : RETRY_MS;
 }
 
 async function explainLoss() {
   say("The connection is lost. Trying again…");
   const answer = await fetch(location.href).catch(() => null);
-  if (answer?.status === 403 && socket === null) {
+  if (answer?.status === 403 && !connection.isOpen) {
     say("The server was started anew and asks for another token. Open the address that it printed.");
   }
 }
 
-function send(message) {
-  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
-}
-
-function receive(message) {
-  if (message.type === "welcome") welcome(message);
+function received(message) {
+  if (message instanceof ArrayBuffer) receiveBytes(message);
+  else if (message.type === "welcome") welcome(message);
   else if (message.type === "full") model = { seats: message.seats };
   else if (message.type === "jumped") jumped(message);
   else if (message.type === "beside") beside.told(message);
@@ -177,9 +175,9 @@ function comeBack() {
   if (isAway) {
     isAway = false;
     say("");
-    connect();
+    connection.open();
   }
-  if (socket === null) return false;
+  if (!connection.isOpen) return false;
   if (reviewed !== null) {
     if (reviewed !== kept.at(-1)) send({ type: "rewind", timeline, frame: reviewed.frame });
     reviewed = null;
@@ -198,7 +196,7 @@ function setPaused(on) {
 function showPause() {
   at("pause").textContent = isPaused ? "▶" : "❚❚";
   at("pause").setAttribute("aria-label", isPaused ? "Play" : "Pause");
-  if (socket !== null) say(isPaused && reviewed === null ? "Paused. Any key of the game plays on." : "");
+  if (connection.isOpen) say(isPaused && reviewed === null ? "Paused. Any key of the game plays on." : "");
 }
 
 function showClock() {
@@ -207,7 +205,8 @@ function showClock() {
   slider.max = last;
   if (reviewed === null) slider.value = last;
   const back = reviewed === null ? 0 : (last - reviewed.frame) / model.frames_per_second;
-  at("clock").textContent = back > 0 ? `−${back.toFixed(1)} s` : "live";
+  const rate = Number(document.body.dataset.rate);
+  at("clock").textContent = back > 0 ? `−${back.toFixed(1)} s` : rate < SLOW ? `live ${rate.toFixed(2)}×` : "live";
 }
 
 async function review() {
@@ -262,7 +261,7 @@ function showTouch() {
 window.addEventListener("touchstart", showTouch, { once: true, passive: true });
 if (matchMedia("(pointer: coarse)").matches) showTouch();
 document.addEventListener("visibilitychange", () => {
-  if (document.hidden && socket !== null && !isPaused) setPaused(true);
+  if (document.hidden && connection.isOpen && !isPaused) setPaused(true);
 });
 
 // ---------------------------------------------------------------------------------------------- panels
@@ -385,11 +384,11 @@ function keepSave(contents) {
 }
 
 function load(contents) {
-  if (socket === null) return;
+  if (!connection.isOpen) return;
   const message = new Uint8Array(contents.byteLength + 1);
   message[0] = SAVE;
   message.set(new Uint8Array(contents), 1);
-  socket.send(message);
+  send(message);
   reviewed = null;
   if (isPaused) setPaused(false);
   stage.focus();
@@ -411,5 +410,5 @@ function showRecording({ on, text }) {
   if (text) say(text, true);
 }
 
-connect();
+connection.open();
 stage.focus();

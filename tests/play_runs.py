@@ -19,6 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 from messages import FRAME, FRAME_HEADER
 
 DEADLINE_S = 120.0
+ALIVE = '{"type":"alive"}'
 
 
 def until(holds: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> object:
@@ -105,7 +106,9 @@ def send(connection: ClientConnection, **message: object) -> None:
 
 def receive(connection: ClientConnection, *, is_seen: bool = True) -> dict | Frame | bytes:
     """The next letter, picture or save file; a picture is acknowledged as the page does it."""
-    message = connection.recv(timeout=DEADLINE_S)
+    end, message = time.monotonic() + DEADLINE_S, ALIVE
+    while message == ALIVE:  # comes every second, whatever the game does
+        message = connection.recv(timeout=max(0.0, end - time.monotonic()))
     if isinstance(message, str):
         return json.loads(message)
     if message[0] != FRAME:

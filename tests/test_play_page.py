@@ -3,7 +3,10 @@
 The game is the toy world's square, learned; where there is no Chromium these tests are skipped and say so."""
 
 import json
+import os
+import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -233,6 +236,8 @@ def test_the_sliders_offer_what_the_model_can_do_and_go_back_where_it_refuses(
             page.keyboard.press(key)
             assert shown.inner_text() == str(steps)
             assert settings() == {"steps": steps, "guidance": 7.25, "noise": 0}
+        for _ in range(5):
+            playing(page)  # two pictures may be under way; the next ones are of after the server took the setting
         page.locator("#noise").focus()
         page.locator("#noise").evaluate(
             "slider => { slider.max = 12; slider.value = 12; slider.dispatchEvent(new Event('input')); }"
@@ -256,6 +261,39 @@ def test_the_page_comes_back_by_itself_after_the_server_restarts(
         until(lambda: notice(page) == "", "the page is connected again")
         playing(page)
     page.close()
+
+
+@pytest.fixture
+def tiny_page(browser: "playwright.Browser", tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple]:
+    """(a page, the server it plays at): a random dream of `request.param` frames a second."""
+    tiny_world_model(tics_per_second=request.param).save(tmp_path / "world_model")
+    with serving(tmp_path / "world_model", "--backend", "torch", cwd=tmp_path) as running:
+        page = browser.new_page()
+        page.goto(running.address)
+        playing(page)
+        yield page, running
+        page.close()
+
+
+@pytest.mark.parametrize("tiny_page", [10.0], indirect=True)
+def test_a_connection_that_falls_silent_is_said_to_be_lost_and_the_game_goes_on_when_it_can(tiny_page: tuple) -> None:
+    page, server = tiny_page
+    session = page.evaluate("sessionStorage.getItem('session')")
+    os.kill(server.process.pid, signal.SIGSTOP)  # as a network that is gone: nothing is closed, nothing comes
+    try:
+        until(lambda: "connection is lost" in notice(page), "the page says that the connection is lost")
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+    until(lambda: notice(page) == "", "the page is connected again")
+    playing(page)
+    assert page.evaluate("sessionStorage.getItem('session')") == session
+
+
+@pytest.mark.parametrize("tiny_page", [100_000.0], indirect=True)
+def test_a_machine_that_is_too_slow_is_shown_by_its_real_time_factor(tiny_page: tuple) -> None:
+    page, _ = tiny_page
+    clock = until(lambda: "×" in (text := page.locator("#clock").inner_text()) and text, "the factor is shown")
+    assert re.fullmatch(r"live 0\.\d\d×", clock)
 
 
 def test_a_phone_has_the_whole_page_and_buttons_to_touch(browser: "playwright.Browser", server: Serving) -> None:
