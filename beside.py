@@ -28,6 +28,7 @@ from metrics import psnr
 from pictures import encode_jpeg
 from play_recorder import REAL
 from players import Player
+from real_game import GameSpec
 from real_process import GameGone, RealGame
 from replays import RecordedKeys, Replay, ReplayedEpisode
 
@@ -185,12 +186,12 @@ class Besides:
             self._note(player, frame, action)
         player.beside.is_resyncing = True
 
-    def real_frame(self, player: Player) -> tuple[str, np.ndarray | None]:
-        """(name of the real game, its frame now, uint8 (H0, W0, 3)); None where none runs beside the dream."""
+    def real_frame(self, player: Player) -> tuple[GameSpec, np.ndarray] | None:
+        """(the real game, its frame now, uint8 (H0, W0, 3)); None where none runs beside the dream."""
         source = player.beside.source if player.beside is not None else None
         if not isinstance(source, RealGame) or not source.is_on:
-            return "", None
-        return source.spec.name, player.beside.screen
+            return None
+        return source.spec, player.beside.screen
 
     def _note(self, player: Player, frame: np.ndarray, action: int) -> None:
         player.beside.screen = frame

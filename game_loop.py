@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -316,10 +317,10 @@ class GameLoop(threading.Thread):
         player.recordings += 1
         config, standing = self.engine.config, self._standing_frame(player)
         games = {DREAM: (Game.dream(config), standing)}
-        scenario, frame = self.besides.real_frame(player)
-        if frame is not None:  # the same keys lead it, by the model's action ids
-            game = Game(REAL, scenario, config.action_table, config.tics_per_second, config.frame_stride)
-            games[REAL] = game, frame
+        if (real := self.besides.real_frame(player)) is not None:  # the same keys lead it, by the model's action ids
+            spec, frame = real
+            level = spec.level if spec.env is None else 0
+            games[REAL] = replace(Game.dream(config), kind=REAL, scenario=spec.name, level=level), frame
         player.recorders = {
             kind: PlayRecorder(self.recordings, game, first, has_episode=has_episode)
             for kind, (game, first) in games.items()

@@ -42,6 +42,7 @@ class Game:
     tics_per_second: float
     tics_per_row: int
     seed: int = 0
+    level: int = 0  # of Doom's opponents
 
     @property
     def frames_per_second(self) -> float:
@@ -71,7 +72,8 @@ class PlayRecorder:
         self._lock = threading.Lock()  # of that number
         stem = f"{game.kind}_{time.strftime('%Y%m%d_%H%M%S')}_{time.time_ns() % 10**9:09d}"
         self.film = folder / f"{stem}.webm"
-        self.episode = folder / game.kind / "level_0" / stem / real_game.episode_file(0) if has_episode else None
+        episode = folder / game.kind / f"level_{game.level}" / stem / real_game.episode_file(0)
+        self.episode = episode if has_episode else None
         self._actions: list[int] = []
         self._replacing = replacing(self.film)
         self._container = self._writer = None
@@ -112,7 +114,7 @@ class PlayRecorder:
             "image_quality": JPEG_QUALITY,
             "width": width,
             "height": height,
-            "level": 0,
+            "level": self.game.level,
             "episode": 0,
             "agent_step": 0,
         }

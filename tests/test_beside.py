@@ -198,6 +198,7 @@ def test_one_wish_records_the_dream_and_the_persons_play_of_the_real_game_apart(
     actions = [moment.action for moment in player.history][1:]  # all that the real game was given
     episode = Episode(real)
     assert (episode.info.width, episode.info.height, episode.info.tics_per_row) == (160, 120, STRIDE)
+    assert episode.info.metadata["level"] == GameSpec.level and real.parts[-3] == f"level_{GameSpec.level}"
     frames = frames_again(seed, actions)
     recorded = episode.read_frames(np.arange(len(episode.actions)))
     assert len(recorded) >= 15
