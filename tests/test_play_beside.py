@@ -148,7 +148,7 @@ def test_real_doom_moves_beside_the_dream_by_key_and_by_agent(page: "playwright.
     until(lambda: frame(page) < before or decibels(page) > 0, "a re-sync begins a new past")
 
 
-def test_a_client_that_vanishes_ends_its_engine_and_so_does_the_server(doom_server: Serving) -> None:
+def test_a_client_that_vanishes_ends_its_engine_and_not_the_server(doom_server: Serving) -> None:
     me = doom_server.join()
     next_letter(me, "welcome")
     send(me, type="beside", what="game", episode=0)
