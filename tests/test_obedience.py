@@ -103,6 +103,9 @@ class Obeying(nn.Module):
         super().__init__()
         self.reaction = reaction
 
+    def moved(self, context: Tensor, actions: Tensor) -> Tensor:
+        return context
+
     def forward(self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, buckets: Tensor) -> Tensor:
         pairs = zip(context[:, -1], actions[:, -1].tolist(), strict=True)
         return -torch.stack([self.following(frame, action) for frame, action in pairs])
