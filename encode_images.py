@@ -13,6 +13,7 @@ kept beside the latents.
 import argparse
 import dataclasses
 import glob
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -283,6 +284,7 @@ def encode_all(
         total=sum(-(-info.rows // step) for info, _ in pending),
         unit="frame",
         desc="encode",
+        mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file is not flooded
         disable=processes.rank() > 0,
     ) as bar:
         for info, output in pending:

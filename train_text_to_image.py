@@ -102,6 +102,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="held-out windows the rows are measured on",
     )
     add(
+        "--num_start_contexts",
+        type=command_line.positive,
+        default=8,
+        help="beginnings kept in the world model's folder, from held-out play, to play from without a data set",
+    )
+    add(
         "--legacy_alignment",
         choices=("before", "after"),
         default="before",
@@ -248,7 +254,7 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         describe(run, train_step, dataset, plan.train_paths, global_batch, autoencoder)
         return
     loaded = LoadedWorldModel(world_model, autoencoder, scheduler, config, None)
-    validation = Validation(run, loaded, dataset, held_out, args.num_validation_windows)
+    validation = Validation(run, loaded, dataset, held_out, args.num_validation_windows, args.num_start_contexts)
     run.write(
         f"{sum(p.numel() for p in run.parameters) / 1e6:.1f}M parameters, {len(dataset)} windows, "
         f"global batch {global_batch}"

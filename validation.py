@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from training import TrainingRun
 
 MEAN_FRAMES = 64  # training frames averaged for the row `constant`
-START_CONTEXTS = 8  # beginnings kept in a world-model folder
 SAMPLE_FRAMES = 64  # length of the film that a validation leaves
 
 
@@ -167,6 +166,7 @@ class Validation:
         dataset: WindowDataset,
         held_out: WindowDataset,
         num_windows: int,
+        num_start_contexts: int,
     ) -> None:
         self.run, self.loaded, self.held_out = run, loaded, held_out
         self.steps_before = loaded.config.trained_steps  # of the world model that this run goes on from
@@ -175,7 +175,7 @@ class Validation:
         self.constant = training_mean(dataset, loaded.autoencoder)
         if not has_real_frames(held_out, self.indices):
             self.constant = None
-        loaded.start_contexts = start_contexts(held_out, loaded.autoencoder, START_CONTEXTS)
+        loaded.start_contexts = start_contexts(held_out, loaded.autoencoder, num_start_contexts)
 
     def __call__(self, *, is_last: bool) -> None:
         """Prints the four rows one step ahead and writes `samples/step_<n>.gif`."""

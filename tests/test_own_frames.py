@@ -10,6 +10,7 @@ from tiny_models import NOOP, RIGHT, tiny_world_model
 
 from diffusion import with_own_frames
 from engine import GameEngine
+from model import load_world_model
 
 LENGTH, SHAPE = 4, (4, 8, 10)
 
@@ -59,6 +60,12 @@ def test_a_run_goes_on_with_own_frames_and_resumes_exactly(tmp_path_factory, tmp
     ends = [tmp_path / name / "checkpoint-6" / "model.safetensors" for name in ("whole", "resumed", "plain")]
     assert ends[0].read_bytes() == ends[1].read_bytes() != ends[2].read_bytes()
     assert all(row["loss"] > 0 for row in logged(tmp_path / "whole") if "loss" in row)
+
+
+def test_as_many_beginnings_are_kept_as_are_asked_for(tmp_path_factory, tmp_path: Path) -> None:
+    words = world_model_words(tmp_path_factory.getbasetemp(), tmp_path / "run")
+    call("train_text_to_image.py", *changed_words(words, max_train_steps=1), "--num_start_contexts", 3)
+    assert load_world_model(tmp_path / "run").start_contexts.latents.shape == (3, LENGTH, *SHAPE)
 
 
 def test_the_context_noise_is_the_presets_unless_a_smaller_one_is_named(tmp_path_factory, tmp_path: Path) -> None:
