@@ -16,17 +16,16 @@ GAME = ["--episode_tics", "350", "--screen_resolution", "RES_160X120", "--device
 QUICK = ["--observation_shrink", "2", "--record_stride", "4", "--eval_episodes", "2", "--batch_size", "64"]
 QUICK += ["--n_epochs", "4", "--learning_rate", "1e-3", "--gamma", "0.9"]
 TWO_GAMES = ["--n_train_envs", "2", "--n_steps", "32", "--ent_coef", "0.05"]
-ONE_GAME = ["--n_train_envs", "1", "--n_steps", "64", "--ent_coef", "0.03"]
+TIMEOUT_S = 1200  # of one script: a minute where nothing else runs
 
 
 def returns(folder: Path, scenario: str, steps: int, *flags: str | int) -> tuple[float, float]:
     """Mean returns over eight games of a policy trained for `steps` agent steps, and of random play."""
-    trained = call(
-        TRAIN, "--out_base_dir", folder, "--scenario", scenario, "--total_timesteps", steps, *flags, *QUICK, *GAME
-    )
+    words = ["--scenario", scenario, "--total_timesteps", steps, *flags, *QUICK, *GAME]
+    trained = call(TRAIN, "--out_base_dir", folder, *words, timeout_s=TIMEOUT_S)
     assert trained.returncode == 0, trained.stderr
     policy, figures = folder / "policy" / "best_model.zip", folder / "figures.json"
-    played = call(EVALUATE, "--policy", policy, "--episodes", "8", *GAME, "--json", figures)
+    played = call(EVALUATE, "--policy", policy, "--episodes", "8", *GAME, "--json", figures, timeout_s=TIMEOUT_S)
     assert played.returncode == 0, played.stderr
     rows = json.loads(figures.read_text())
     return rows["policy"]["reward"], rows["random"]["reward"]
@@ -50,7 +49,6 @@ def check_learns(
     [
         pytest.param(2048, ["--paper", *TWO_GAMES], id="everything"),
         pytest.param(2048, ["--reward", "paper", "--observe_map", *TWO_GAMES], id="observe_map"),
-        pytest.param(3072, ["--reward", "paper", "--action_history", "4", *ONE_GAME], id="action_history"),
     ],
 )
 def test_the_agent_learns_to_open_a_door_and_to_go_on(steps: int, flags: list[str], tmp_path: Path) -> None:
@@ -58,7 +56,13 @@ def test_the_agent_learns_to_open_a_door_and_to_go_on(steps: int, flags: list[st
 
 
 @pytest.mark.slow
-def test_the_agent_learns_to_aim_at_a_monster_and_to_shoot_it(tmp_path: Path) -> None:
-    """At least half of what it brings to hit the monster until it is dead, some 5,500, more than by chance."""
-    flags = ["--reward", "paper", "--n_train_envs", "1", "--n_steps", "128", "--ent_coef", "0.01"]
-    check_learns(tmp_path, "one_monster", 3072, flags, lambda learned, by_chance: learned > by_chance + 2600)
+@pytest.mark.parametrize(
+    ("steps", "flags"),
+    [pytest.param(3072, [], id="reward"), pytest.param(4096, ["--action_history", "32"], id="action_history")],
+)
+def test_the_agent_learns_to_aim_at_a_monster_and_to_shoot_it(steps: int, flags: list[str], tmp_path: Path) -> None:
+    """At least half of what it brings to hit the monster until it is dead, some 5,500, more than by chance.
+
+    32 last actions are 224 more numbers to learn from: after 3,072 steps they bring 2,193 points, after 4,096 5,177."""
+    flags = ["--reward", "paper", *flags, "--n_train_envs", "1", "--n_steps", "128", "--ent_coef", "0.01"]
+    check_learns(tmp_path, "one_monster", steps, flags, lambda learned, by_chance: learned > by_chance + 2600)
