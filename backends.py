@@ -10,7 +10,9 @@ Knows no windows, noise, sampler or games. engine.py asks for one by name; scrip
 import copy
 import platform
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,15 +32,22 @@ class Backend:
     def __init__(self, loaded: LoadedWorldModel) -> None:
         self.world_model, self.autoencoder = loaded.world_model, loaded.autoencoder
 
-    def moved(self, context: Tensor, actions: Tensor) -> Tensor:
-        """As `WorldModel.moved`: context (B, L, C, h, w), actions (B, L) -> context (B, L, C, h, w), float32."""
+    def moved(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `WorldModel.moved`: context (B, L, C, h, w) and actions (B, L) -> context, change_std (B, 1, h, w)."""
         return self.world_model.moved(context, actions)
 
     def predict_v(
-        self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, noise_buckets: Tensor
+        self,
+        noised: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        actions: Tensor,
+        noise_buckets: Tensor,
+        change_std: Tensor | None = None,
     ) -> Tensor:
         """As `WorldModel.forward`: the predicted v (B, C, h, w), float32."""
-        return self.world_model(noised, timesteps, context, actions, noise_buckets)
+        of_motion = () if change_std is None else (change_std,)
+        return self.world_model(noised, timesteps, context, actions, noise_buckets, *of_motion)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """As `Autoencoder.decode_latents`: scaled latents (T, C, h, w) -> pixels (T, 3, H', W'), about [-1, 1]."""
@@ -76,8 +85,8 @@ class OnnxBackend(Backend):
             has_motion = loaded.world_model.mover is not None
             self._mover = self._session(str(folder / MOVER)) if has_motion else None
 
-    def _session(self, path: str) -> Callable[..., Tensor]:
-        """A network as a function of tensors with a batch axis; runs one row at a time."""
+    def _session(self, path: str) -> Callable[..., Any]:
+        """A network as a function of tensors with a batch axis, of one or more; runs one row at a time."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -91,20 +100,26 @@ class OnnxBackend(Backend):
         def run(**inputs: Tensor) -> Tensor:
             arrays = {name: inputs[name].numpy() for name in names}
             rows = range(len(next(iter(arrays.values()))))
-            outputs = [session.run(None, {k: array[i : i + 1] for k, array in arrays.items()})[0] for i in rows]
-            return torch.cat([torch.from_numpy(output) for output in outputs])
+            outputs = [session.run(None, {k: array[i : i + 1] for k, array in arrays.items()}) for i in rows]
+            joined = tuple(torch.from_numpy(np.concatenate(parts)) for parts in zip(*outputs, strict=True))
+            return joined if len(joined) > 1 else joined[0]
 
         return run
 
-    def moved(self, context: Tensor, actions: Tensor) -> Tensor:
-        return context if self._mover is None else self._mover(context=context, actions=actions)
+    def moved(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor | None]:
+        return (context, None) if self._mover is None else self._mover(context=context, actions=actions)
 
     def predict_v(
-        self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, noise_buckets: Tensor
+        self,
+        noised: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        actions: Tensor,
+        noise_buckets: Tensor,
+        change_std: Tensor | None = None,
     ) -> Tensor:
-        return self._network(
-            noised=noised, timesteps=timesteps, context=context, actions=actions, noise_buckets=noise_buckets
-        )
+        inputs = {"noised": noised, "timesteps": timesteps, "context": context, "actions": actions}
+        return self._network(**inputs, noise_buckets=noise_buckets, change_std=change_std)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         return self._decoder(latents=latents)
@@ -148,20 +163,29 @@ class CompiledBackend(Backend):
         length, zeros = config.context_length, torch.zeros(rows, dtype=torch.int64, device=self.device)
         latents = torch.zeros(rows, length + 1, *config.latent_shape, device=self.device)
         actions = zeros[:, None].repeat(1, length)
-        self.predict_v(latents[:, -1], zeros, self.moved(latents[:, :-1], actions), actions, zeros)
+        context, change_std = self.moved(latents[:, :-1], actions)
+        self.predict_v(latents[:, -1], zeros, context, actions, zeros, change_std)
         self.decode_latents(latents[:1, -1])
 
-    def moved(self, context: Tensor, actions: Tensor) -> Tensor:
+    def moved(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.world_model.mover is None:
-            return context
-        return self._moved(_laid_out(context, torch.bfloat16), _laid_out(actions, torch.int64)).float()
+            return context, None
+        context, std = self._moved(_laid_out(context, torch.bfloat16), _laid_out(actions, torch.int64))
+        return context.float(), std.float()
 
     def predict_v(
-        self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, noise_buckets: Tensor
+        self,
+        noised: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        actions: Tensor,
+        noise_buckets: Tensor,
+        change_std: Tensor | None = None,
     ) -> Tensor:
         noised, context = (_laid_out(tensor, torch.bfloat16) for tensor in (noised, context))
         timesteps, actions, buckets = (_laid_out(each, torch.int64) for each in (timesteps, actions, noise_buckets))
-        return self._network(noised, timesteps, context, actions, buckets).float()
+        std = None if change_std is None else _laid_out(change_std, torch.float32)
+        return self._network(noised, timesteps, context, actions, buckets, std).float()
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         return self._decode(_laid_out(latents, latents.dtype)).float()

@@ -168,7 +168,8 @@ Play the shipped model, and the one that learned on:
   $python $here/play.py --model_folder $model
   $python $here/play.py --model_folder $out/world_model_run --vae_ft_model_folder $out/decoder
 A few minutes change little. For more:
-  bash demo.sh --minutes 60              goes on from here
+  bash demo.sh --model_folder $model --out $out --minutes 60
+                                         goes on from here
   bash demo.sh --from_scratch            an agent, an autoencoder and a world model from nothing
 TEXT
 }
@@ -216,7 +217,7 @@ A first try this short on a CPU gives a recognisable blur: the colours of the ro
 Play it:
   $python $here/play.py --model_folder $out/world_model_run --vae_ft_model_folder $out/decoder
 For a better one:
-  bash demo.sh --from_scratch --minutes 60                              goes on from here
+  bash demo.sh --from_scratch --out $out --minutes 60                   goes on from here
   sh train_diffusion_scripts/small.sh $out/episodes runs/small          the whole recipe, for a GPU or a patient CPU
 TEXT
 }

@@ -105,11 +105,12 @@ def training_loss(
     *,
     max_noise_level: float,
     num_noise_buckets: int,
+    change_std: Tensor | None = None,
 ) -> Tensor:
     """v-prediction loss on the next frame.
 
     latents: (B, L + 1, C, h, w) scaled, oldest first, the last one the target, the one before it moved.
-    actions: (B, L) int64.
+    actions: (B, L) int64.  change_std: (B, 1, h, w), as `WorldModel.moved` gives it.
     Plain MSE on v: min-SNR or logit-normal weights would leave the first of few sampling steps untrained.
     Salimans & Ho 2022, sec. 4; GameNGen sec. 3.2. Returns a scalar, the mean over all elements.
     """
@@ -120,7 +121,8 @@ def training_loss(
     x_t = scheduler.add_noise(x0, draws.eps, draws.timesteps)
     v = scheduler.get_velocity(x0, draws.eps, draws.timesteps)
     buckets = noise_bucket(draws.context_level, max_noise_level, num_noise_buckets)
-    prediction = world_model(x_t, draws.timesteps, context, actions, buckets)
+    of_motion = () if change_std is None else (change_std,)
+    prediction = world_model(x_t, draws.timesteps, context, actions, buckets, *of_motion)
     return torch.nn.functional.mse_loss(prediction.float(), v.float())
 
 
@@ -148,15 +150,17 @@ def with_own_frames(
     clean = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
     for number in range(count):
         played = actions[:, number : number + length]
+        context, change_std = world_model.moved(latents[:, number : number + length], played)
         latents[:, length + number] = sample_next(
             world_model,
             scheduler,
-            world_model.moved(latents[:, number : number + length], played),
+            context,
             played,
             clean,
             noise[:, number],
             num_inference_steps=num_inference_steps,
             guidance_scale=1.0,
+            change_std=change_std,
         ).to(latents.dtype)
     return latents[:, count:], actions[:, count:]
 
@@ -172,21 +176,25 @@ def sample_next(
     *,
     num_inference_steps: int,
     guidance_scale: float,
+    change_std: Tensor | None = None,
 ) -> Tensor:
     """The next latent by DDIM with guidance on frames only (GameNGen sec. 3.2; Song et al. 2021, eq. 12 at eta = 0).
 
     world_model: a `WorldModel`, or what computes the same.
     context: (B, L, C, h, w), moved and already as noisy as noise_buckets (B,) says.  actions: (B, L) int64.
-    x_t: (B, C, h, w) Gaussian noise to start from. Returns (B, C, h, w). Guidance 1 costs one pass a step, else two.
+    x_t: (B, C, h, w) Gaussian noise to start from.  change_std: as `WorldModel.moved` gives it.
+    Returns (B, C, h, w). Guidance 1 costs one pass a step, else two.
     """
     scheduler.set_timesteps(num_inference_steps, device=context.device)
     is_guided = guidance_scale != 1.0
     if is_guided:  # rows [:B] see the context, rows [B:] the null; both see the actions
         context = torch.cat([context, null_context(context)])
         actions, noise_buckets = actions.repeat(2, 1), noise_buckets.repeat(2)
+        change_std = None if change_std is None else torch.cat([change_std, change_std])
+    of_motion = () if change_std is None else (change_std,)
     for timestep in scheduler.timesteps:
         noised = torch.cat([x_t, x_t]) if is_guided else x_t
-        v = world_model(noised, timestep.expand(len(noised)), context, actions, noise_buckets)
+        v = world_model(noised, timestep.expand(len(noised)), context, actions, noise_buckets, *of_motion)
         if is_guided:
             with_context, without = v.chunk(2)
             v = without + guidance_scale * (with_context - without)

@@ -176,7 +176,7 @@ class GameEngine:
             raise ValueError(f"action {chosen.tolist()} outside the table 0..{self.config.num_actions - 1}")
         chosen = chosen.to(self.device)
         actions = torch.cat([self.actions, chosen[:, None]], dim=1)  # (B, L), one per context frame
-        context = self.backend.moved(self.latents, actions)
+        context, change_std = self.backend.moved(self.latents, actions)
         level = noise_level(self.discretized_noise_level, self.config.max_noise_level, self.config.num_noise_buckets)
         if level > 0:
             context = context + level * self._noise(1, context.shape[1:])
@@ -189,6 +189,7 @@ class GameEngine:
             self._noise(0, context.shape[2:]),
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
+            change_std=change_std,
         )
         self.latents = torch.cat([self.latents[:, 1:], following[:, None]], dim=1)
         self.actions = actions[:, 1:]

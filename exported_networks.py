@@ -123,7 +123,11 @@ def _export(
         torch.zeros(1, length, dtype=torch.int64),  # actions
         torch.zeros(1, dtype=torch.int64),  # noise_buckets
     )
-    _export_module(world_model, network_inputs, NETWORK_INPUTS, folder / NETWORK)
+    names = NETWORK_INPUTS
+    if world_model.mover is not None:
+        network_inputs += (torch.ones(1, 1, *latent_shape[1:]),)
+        names += ("change_std",)
+    _export_module(world_model, network_inputs, names, folder / NETWORK)
     _export_module(_Decoder(autoencoder).eval(), (torch.zeros(1, *latent_shape),), DECODER_INPUTS, folder / DECODER)
     if world_model.mover is not None:
         _export_module(world_model.mover, (network_inputs[2], network_inputs[3]), MOVER_INPUTS, folder / MOVER)
@@ -143,7 +147,6 @@ def _export_module(module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[s
                 str(path),  # a Path would fail beyond 2 GiB, where weights go into files of their own
                 dynamo=False,
                 input_names=list(names),
-                output_names=["output"],
                 opset_version=OPSET,
             )
     finally:

@@ -218,6 +218,7 @@ class WorldModelConfig:
     encoder_sha256: str | None  # None: a published model's, until its autoencoder is known
     trained_steps: int = 0
     predicts_change: bool = False  # see WorldModel
+    change_std: float = 1.0  # see WorldModel
     sampler_steps: int | None = None  # trained at the timesteps of a sampler of so many steps alone; None: at all
     has_motion: bool = False  # see motion.py; `motion/` is in the folder
     format_version: int = FORMAT_VERSION
@@ -255,15 +256,26 @@ class WorldModel(nn.Module):
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, num_actions: int, context_length: int, *, predicts_change: bool = False
+        self,
+        unet: UNet2DConditionModel,
+        num_actions: int,
+        context_length: int,
+        *,
+        predicts_change: bool = False,
+        change_std: float = 1.0,
     ) -> None:
-        """predicts_change: the network's output counts from the frame before, v = output - sigma_t * context[:, -1],
-        so that an output of zero repeats it at the first sampling step."""
+        """predicts_change: the network's output counts from what is to be expected if the next frame is the one before,
+        give or take `change_std` (standard deviation, in latents): an output of zero repeats that frame, and an error
+        of the network costs the less the less frames change; a motion model tells it cell by cell. It is the
+        preconditioning of Karras et al. 2022 (sec. 5) about another mean: for x0 ~ N(last, s^2) and
+        D = s^2 alpha^2 + sigma^2,
+
+            v = alpha sigma (1 - s^2) / D x_t - sigma / D last + s / sqrt(D) output
+        """
         super().__init__()
         self.unet = unet
-        self.predicts_change = predicts_change
-        sigma = (1 - make_scheduler().alphas_cumprod).sqrt()  # (1000,)
-        self.register_buffer("sigma", sigma, persistent=False)
+        self.predicts_change, self.change_std = predicts_change, change_std
+        self.register_buffer("alphas_cumprod", make_scheduler().alphas_cumprod, persistent=False)  # (1000,)
         self.context_length = context_length
         self.action_embedding_model = nn.Embedding(num_actions, unet.config.cross_attention_dim)
         # Paper: one token per action. Without a position, cross-attention could not tell their order.
@@ -275,19 +287,26 @@ class WorldModel(nn.Module):
         """From now on this is a model of contexts whose last frame was moved ahead: all that draw call `moved`."""
         self.mover = Mover(motion, autoencoder).requires_grad_(False).eval()
 
-    def moved(self, context: Tensor, actions: Tensor) -> Tensor:
-        """Clean context (B, L, C, h, w) as `forward` is to see it: its last frame moved ahead, where there is a motion
-        model.  actions: (B, L) int64. Once a frame, before any noise."""
-        return context if self.mover is None else self.mover(context, actions)
+    def moved(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Clean context (B, L, C, h, w) as `forward` is to see it: where there is a motion model, its last frame moved
+        ahead, and how far off that may be, (B, 1, h, w).  actions: (B, L) int64. Once a frame, before any noise."""
+        return (context, None) if self.mover is None else self.mover(context, actions)
 
     def forward(
-        self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, noise_buckets: Tensor
+        self,
+        noised: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        actions: Tensor,
+        noise_buckets: Tensor,
+        change_std: Tensor | None = None,
     ) -> Tensor:
         """The predicted v of the next latent.
 
         noised: (B, C, h, w).  timesteps: (B,) int64.  context: (B, L, C, h, w), oldest first, as `moved` gives it.
         actions: (B, L) int64.
-        noise_buckets: (B,) int64, how noisy the context is. Returns (B, C, h, w). GameNGen sec. 3.2.
+        noise_buckets: (B,) int64, how noisy the context is.  change_std: (B, 1, h, w), as `moved` gives it.
+        Returns (B, C, h, w). GameNGen sec. 3.2.
         Raises ValueError when L differs from the model's context length.
         """
         if context.shape[1] != self.context_length or actions.shape[1] != self.context_length:
@@ -305,7 +324,14 @@ class WorldModel(nn.Module):
             class_labels=noise_buckets,
             timestep_cond=beside_time,
         ).sample
-        return v - self.sigma[timesteps][:, None, None, None] * context[:, -1] if self.predicts_change else v
+        if not self.predicts_change:
+            return v
+        alpha_2 = self.alphas_cumprod[timesteps][:, None, None, None]  # (B, 1, 1, 1)
+        sigma_2 = 1 - alpha_2
+        std = self.change_std if change_std is None else change_std
+        variance = std**2 * alpha_2 + sigma_2  # D
+        of_noised = (alpha_2 * sigma_2).sqrt() * (1 - std**2) / variance
+        return of_noised * noised - sigma_2.sqrt() / variance * context[:, -1] + std / variance**0.5 * v
 
 
 def build_world_model(preset: Preset, num_actions: int) -> WorldModel:
@@ -327,7 +353,8 @@ def build_world_model(preset: Preset, num_actions: int) -> WorldModel:
     nn.init.zeros_(unet.class_embedding.weight)
     if preset.predicts_change:
         nn.init.zeros_(unet.conv_out.weight)
-    return WorldModel(unet, num_actions, preset.context_length, predicts_change=preset.predicts_change)
+    change = {"predicts_change": preset.predicts_change, "change_std": preset.change_std}
+    return WorldModel(unet, num_actions, preset.context_length, **change)
 
 
 def make_scheduler() -> DDIMScheduler:
@@ -415,9 +442,8 @@ def load_world_model(
         )
     try:
         unet = read_diffusers_folder(UNet2DConditionModel, unet_folder(folder))
-        world_model = WorldModel(
-            unet, config.num_actions, config.context_length, predicts_change=config.predicts_change
-        )
+        change = {"predicts_change": config.predicts_change, "change_std": config.change_std}
+        world_model = WorldModel(unet, config.num_actions, config.context_length, **change)
         embedding = load_file(folder / "action_embedding_model.safetensors")
         world_model.action_embedding_model.load_state_dict(embedding)
         world_model.action_positions.data.zero_()

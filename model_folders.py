@@ -260,6 +260,7 @@ def _trained_with(folder: Path) -> dict[str, Any]:
             "latent_height": height,
             "latent_width": width,
             "predicts_change": config.get("predicts_change", False),
+            "change_std": config.get("change_std", 1.0),
             "conditions_on_actions": unet.get("time_cond_proj_dim") is not None,
             "sampler_steps": config.get("sampler_steps"),
         }

@@ -4,8 +4,11 @@ Most of a game's next frame is its last one, turned or walked into. A diffusion 
 of 8x8 pixels spends its training on what one bilinear warp does exactly, so a world model may have a `MotionModel`: its
 last context frame is decoded, moved by the predicted flow and encoded again before the UNet sees it. The flow comes
 from the keys first (a turn shifts everything alike), then from the picture (what is near moves further; weapon and
-status bar stay). Flow-warped prediction: Finn et al. 2016, "Unsupervised Learning for Physical Interaction through
-Video Prediction"; its loss is photometric, over a pyramid (Jason et al. 2016, "Back to Basics").
+status bar stay). It also says how far off the moved frame may be, cell by cell: next to nothing where a wall was only
+shifted, all where something comes into view. That is the prior about which the world model draws, so that it leaves
+what is known alone and makes up the rest. Flow-warped prediction: Finn et al. 2016, "Unsupervised Learning for Physical
+Interaction through Video Prediction"; its loss is photometric, over a pyramid (Jason et al. 2016, "Back to Basics"),
+and that of the errors to expect a Gaussian likelihood (Nix & Weigend 1994).
 
 Knows no diffusion. Trained by train_motion.py; model.py loads it into a `WorldModel`.
 """
@@ -20,6 +23,7 @@ SEEN_FRAMES = 4
 PYRAMID = (1, 2, 4, 8, 16)  # pixels averaged before comparing: a far shift is only felt in a coarse picture
 SMOOTHNESS = 0.2
 UNITS = 0.1  # of the picture's half size, in which networks speak of flow
+LEAST_STD, MOST_STD = 0.03, 1.5  # of latents, whose own standard deviation is about 1
 STILL_PIXELS = 0.5  # a cell of which nothing moves further keeps its code as it is
 
 
@@ -62,15 +66,17 @@ class MotionModel(ModelMixin, ConfigMixin):
         self.keys_in = nn.Linear(hidden, width)
         self.body = nn.Sequential(*(_Residual(width, dilation) for dilation in (1, 2, 4, 1)))
         self.conv_out = nn.Conv2d(width, 3 * flow_per_cell**2, 3, padding=1)
-        for last in (self.flow_of_keys, self.conv_out):  # nothing moves at first
+        self.conv_std = nn.Conv2d(width, 1, 3, padding=1)
+        for last in (self.flow_of_keys, self.conv_out, self.conv_std):  # nothing moves at first
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def forward(self, latents: Tensor, actions: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """latents: (B, >= seen_frames, C, h, w), oldest first.  actions: (B, as many) int64.
 
-        Returns (B, 2, f*h, f*w) with f = flow_per_cell, x before y: how far from each place of the next frame that
-        which is seen there lay in the last one, in halves of the padded picture's width and height."""
+        Returns the flow (B, 2, f*h, f*w) with f = flow_per_cell, x before y: how far from each place of the next frame
+        that which is seen there lay in the last one, in halves of the padded picture's width and height; and the
+        standard deviation (B, 1, h, w) of the next latents about the last ones so moved. Both float32."""
         config = self.config
         seen, h, w = config.seen_frames, config.latent_height, config.latent_width
         latents, actions = latents[:, -seen:], actions[:, -seen:]
@@ -80,9 +86,12 @@ class MotionModel(ModelMixin, ConfigMixin):
         places = _places(h, w, latents).expand(len(latents), -1, -1, -1)  # (B, 2, h, w)
         features = self.conv_in(torch.cat([latents.flatten(1, 2), places], dim=1))
         features = self.body(features + self.keys_in(keys)[:, :, None, None])
-        seen_there = pixel_shuffle(self.conv_out(silu(features)), config.flow_per_cell)  # (B, 3, f*h, f*w)
+        features = silu(features)
+        seen_there = pixel_shuffle(self.conv_out(features), config.flow_per_cell)  # (B, 3, f*h, f*w)
         share, extra = torch.sigmoid(seen_there[:, :1] + 3), seen_there[:, 1:]
-        return (UNITS * (share * from_keys + extra)).float()
+        between = torch.sigmoid(self.conv_std(features).float())
+        std = LEAST_STD * (MOST_STD / LEAST_STD) ** between
+        return (UNITS * (share * from_keys + extra)).float(), std
 
 
 def _places(height: int, width: int, like: Tensor) -> Tensor:
@@ -111,6 +120,13 @@ def photometric_loss(moved: Tensor, target: Tensor, flow: Tensor) -> Tensor:
     return loss + SMOOTHNESS * sum(step.abs().mean() for step in steps)
 
 
+def likelihood_loss(moved: Tensor, target: Tensor, std: Tensor) -> Tensor:
+    """Mean negative log-likelihood, but for a constant, of target latents (B, C, h, w) about moved ones.
+
+    std: (B, 1, h, w)."""
+    return (((target - moved) / std).square() / 2 + std.log()).mean()
+
+
 class Mover(nn.Module):
     """A world model's context with its last frame moved ahead by the actions; holds the networks that it takes."""
 
@@ -120,16 +136,23 @@ class Mover(nn.Module):
         self.motion, self.autoencoder = motion, autoencoder
 
     @torch.no_grad()
-    def forward(self, context: Tensor, actions: Tensor) -> Tensor:
-        """context: (B, L, C, h, w), oldest first.  actions: (B, L) int64. Returns (B, L, C, h, w).
+    def forward(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """context: (B, L, C, h, w), oldest first.  actions: (B, L) int64.
+
+        Returns the context (B, L, C, h, w) with its last frame moved, and the standard deviation (B, 1, h, w) of the
+        next latents about that."""
+        flow, std = self.motion(context.to(self.motion.dtype), actions)
+        return torch.cat([context[:, :-1], self.moved(context[:, -1], flow)[:, None]], dim=1), std
+
+    @torch.no_grad()
+    def moved(self, last: Tensor, flow: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as a flow moves them.
 
         Cells in which nothing moves keep their codes, which a decoder and an encoder would wear down."""
-        last = context[:, -1]
-        flow = self.motion(context.to(self.motion.dtype), actions)
         pixels = warp(self.autoencoder.decode_latents(last).clamp(-1, 1), flow)
         pixels = pixels.to(self.autoencoder.vae.dtype)
         moved = self.autoencoder.sample_latents(self.autoencoder.encode_pixels(pixels)).to(last.dtype)
         height, width = pixels.shape[-2:]
         is_moving = (flow[:, :1].abs() * width > 2 * STILL_PIXELS) | (flow[:, 1:].abs() * height > 2 * STILL_PIXELS)
         cells = nn.functional.adaptive_max_pool2d(is_moving.float(), last.shape[-2:])  # (B, 1, h, w)
-        return torch.cat([context[:, :-1], torch.where(cells > 0, moved, last)[:, None]], dim=1)
+        return torch.where(cells > 0, moved, last)

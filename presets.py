@@ -53,6 +53,7 @@ class Preset:
     context_dropout: float = 0.1
     # For networks from scratch, where minutes count; see WorldModel and WorldModelConfig.
     predicts_change: bool = False
+    change_std: float = 1.0
     conditions_on_actions: bool = False
     sampler_steps: int | None = None
 

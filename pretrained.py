@@ -74,6 +74,7 @@ def new_config(preset: Preset, dataset: WindowDataset, autoencoder: Autoencoder)
         guidance_scale=preset.guidance_scale,
         encoder_sha256=autoencoder.encoder_sha256,
         predicts_change=preset.predicts_change,
+        change_std=preset.change_std,
         sampler_steps=preset.sampler_steps,
     )
 

@@ -14,6 +14,7 @@ import command_line
 from command_line import BadInput
 
 MAX_NOISE_LEVEL = 0.3  # of what is seen: in play it is the model's own
+LIKELIHOOD_SHARE = 0.05  # of the loss, that of the errors to expect
 STILL_ERROR = 1e-4  # mean square below which two frames are the same one, 40 dB
 
 
@@ -56,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     from data_loader import WindowDataset
     from diffusion import seeded_generator
     from model import load_autoencoder
-    from motion import SEEN_FRAMES, MotionModel, photometric_loss, warp
+    from motion import SEEN_FRAMES, MotionModel, Mover, likelihood_loss, photometric_loss, warp
     from training import TrainingRun, make_accelerator
 
     accelerator = make_accelerator(args)
@@ -84,9 +85,10 @@ def main(args: argparse.Namespace) -> None:
     run.write(f"{sum(p.numel() for p in run.parameters) / 1e6:.2f}M parameters, {len(dataset)} windows")
     run.begin()
     batches = run.batches(dataset, args.batch_size)
+    mover = Mover(motion, autoencoder)
 
     def loss_of(batch: dict[str, torch.Tensor], micro: int) -> torch.Tensor:
-        """The photometric loss of a micro-batch; what is seen is noised as its place in the run says."""
+        """The losses of a micro-batch; what is seen is noised as its place in the run says."""
         latents = autoencoder.sample_latents(batch["moments"].float())  # (B, seen + 1, C, h, w)
         with torch.no_grad():
             pixels = autoencoder.decode_latents(latents[:, -2:].flatten(0, 1)).float().clamp(-1, 1)
@@ -99,8 +101,9 @@ def main(args: argparse.Namespace) -> None:
                 for g in generators
             ]
         ).to(latents)
-        flow = run.model((latents + noise)[:, :-1], batch["actions"])
-        return photometric_loss(warp(last, flow), target, flow)
+        flow, std = run.model((latents + noise)[:, :-1], batch["actions"])
+        likelihood = likelihood_loss(mover.moved(latents[:, -2], flow), latents[:, -1], std)
+        return photometric_loss(warp(last, flow), target, flow) + LIKELIHOOD_SHARE * likelihood
 
     while True:
         is_over = run.is_over()
@@ -150,7 +153,7 @@ class Validation:
                 item = self.held_out[index]
                 latents = self.autoencoder.sample_latents(item["moments"][None].to(device).float())
                 last, target = self.autoencoder.decode_latents(latents[0, -2:]).clamp(-1, 1).split(1)
-                moved = warp(last, self.motion(latents[:, :-1], item["actions"][None].to(device)))
+                moved = warp(last, self.motion(latents[:, :-1], item["actions"][None].to(device))[0])
                 errors.append([float((pixels - target).square().mean()) / 4 for pixels in (last, moved)])
         errors = torch.tensor(errors)  # (windows, 2), mean squares, 1 being white for black
         changing = errors[errors[:, 0] > STILL_ERROR]

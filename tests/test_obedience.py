@@ -103,8 +103,8 @@ class Obeying(nn.Module):
         super().__init__()
         self.reaction = reaction
 
-    def moved(self, context: Tensor, actions: Tensor) -> Tensor:
-        return context
+    def moved(self, context: Tensor, actions: Tensor) -> tuple[Tensor, None]:
+        return context, None
 
     def forward(self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, buckets: Tensor) -> Tensor:
         pairs = zip(context[:, -1], actions[:, -1].tolist(), strict=True)

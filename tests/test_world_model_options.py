@@ -55,6 +55,33 @@ def test_change_is_what_is_added_to_the_plain_prediction() -> None:
         assert torch.allclose(rest[row], sigma[row] * context[row, -1], atol=1e-5)
 
 
+@pytest.mark.parametrize("std", [0.2, 0.7, 1.0])
+def test_change_is_predicted_about_its_prior(std: float) -> None:
+    """Where the next frame really is N(last, std^2) an output of zero is the best guess of v, and what it misses has
+    the variance that the output is scaled by, at every timestep."""
+    world_model = built(predicts_change=True, change_std=std)
+    nn.init.zeros_(world_model.unet.conv_out.bias)
+    number, scheduler = 256, make_scheduler()
+    generator = torch.Generator().manual_seed(0)
+    context = torch.randn(number, SMOKE.context_length, *SHAPE, generator=generator)
+    x0 = context[:, -1] + std * torch.randn(number, *SHAPE, generator=generator)
+    noise = torch.randn(number, *SHAPE, generator=generator)
+    actions = torch.zeros(number, SMOKE.context_length, dtype=torch.int64)
+    for timestep in (999, 749, 249, 20):
+        timesteps = torch.full((number,), timestep)
+        noised, v = (make(x0, noise, timesteps) for make in (scheduler.add_noise, scheduler.get_velocity))
+        missed = v - world_model(noised, timesteps, context, actions, actions[:, 0])
+        alpha_2 = float(scheduler.alphas_cumprod[timestep])
+        expected = std**2 / (std**2 * alpha_2 + 1 - alpha_2)
+        assert float(missed.square().mean()) == pytest.approx(expected, rel=0.03)
+        assert abs(float((missed * noised).mean())) < 0.02 and abs(float((missed * context[:, -1]).mean())) < 0.02
+    told = built(predicts_change=True)
+    nn.init.zeros_(told.unet.conv_out.bias)
+    everywhere = torch.full((number, 1, *SHAPE[1:]), std)  # as a motion model tells it
+    given = told(noised, timesteps, context, actions, actions[:, 0], everywhere)
+    assert torch.allclose(given, world_model(noised, timesteps, context, actions, actions[:, 0]), atol=1e-5)
+
+
 def test_actions_beside_the_timestep_reach_blocks_without_attention() -> None:
     no_attention = {
         **SMOKE.unet,
