@@ -1,4 +1,4 @@
-"""What draws: the two networks run in the way that suits the device, behind one pair of calls.
+"""What draws: the networks run in the way that suits the device, behind the same three calls.
 
     torch   as they are, on any device, in float32
     onnx    ONNX Runtime on the CPU, in float32; exported once into the user's cache folder
@@ -97,7 +97,7 @@ class OnnxBackend(Backend):
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         names = [node.name for node in session.get_inputs()]  # without those that the network does not read
 
-        def run(**inputs: Tensor) -> Tensor:
+        def run(**inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
             arrays = {name: inputs[name].numpy() for name in names}
             rows = range(len(next(iter(arrays.values()))))
             outputs = [session.run(None, {k: array[i : i + 1] for k, array in arrays.items()}) for i in rows]
@@ -163,7 +163,9 @@ class CompiledBackend(Backend):
         length, zeros = config.context_length, torch.zeros(rows, dtype=torch.int64, device=self.device)
         latents = torch.zeros(rows, length + 1, *config.latent_shape, device=self.device)
         actions = zeros[:, None].repeat(1, length)
-        context, change_std = self.moved(latents[:, :-1], actions)
+        context, change_std = self.moved(latents[:1, :-1], actions[:1])  # guidance doubles what was moved once
+        context = context.repeat(rows, 1, 1, 1, 1)
+        change_std = None if change_std is None else change_std.repeat(rows, 1, 1, 1)
         self.predict_v(latents[:, -1], zeros, context, actions, zeros, change_std)
         self.decode_latents(latents[:1, -1])
 

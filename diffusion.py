@@ -167,7 +167,7 @@ def with_own_frames(
 
 @torch.no_grad()
 def sample_next(
-    world_model: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
+    world_model: Callable[..., Tensor],
     scheduler: DDIMScheduler,
     context: Tensor,
     actions: Tensor,

@@ -1,4 +1,4 @@
-"""The two networks exported for ONNX Runtime, kept in the user's cache folder: exported once, checked at every use.
+"""The networks exported for ONNX Runtime, kept in the user's cache folder: exported once, checked at every use.
 
 Knows no sessions, no games and no back ends; backends.py runs what lies here. A cached folder is named after what is
 in it (every weight, the networks' shapes, the versions of what wrote and what reads it), so it never goes stale:
@@ -26,7 +26,7 @@ from artifacts import read_json, remove_leftovers, replacing_folder, sha256_of_t
 from command_line import BadInput
 from model import Autoencoder, WorldModel
 
-EXPORT_VERSION = 1  # raise it whenever an export of the same weights comes out differently
+EXPORT_VERSION = 2  # raise it whenever an export of the same weights comes out differently
 OPSET = 17
 KEPT_FOLDERS = 8  # the least recently used ones beyond these go
 NETWORK, DECODER, MOVER, MANIFEST = "network.onnx", "decoder.onnx", "mover.onnx", "manifest.json"
@@ -59,6 +59,7 @@ def fingerprint(world_model: WorldModel, autoencoder: Autoencoder) -> str:
     facts = {
         "versions": [EXPORT_VERSION, OPSET, torch.__version__, onnx.__version__, onnxruntime.__version__],
         "context_length": world_model.context_length,
+        "change": [world_model.predicts_change, world_model.change_std],
         "geometry": autoencoder.geometry.facts(),
         **{name: {k: v for k, v in config.items() if not k.startswith("_")} for name, config in configs.items()},
     }

@@ -328,7 +328,9 @@ class WorldModel(nn.Module):
             return v
         alpha_2 = self.alphas_cumprod[timesteps][:, None, None, None]  # (B, 1, 1, 1)
         sigma_2 = 1 - alpha_2
-        std = self.change_std if change_std is None else change_std
+        # The null context tells nothing to draw about: x0 is then as wide as any latent.
+        is_null = context.abs().amax(dim=(1, 2, 3, 4))[:, None, None, None] == 0  # (B, 1, 1, 1)
+        std = torch.where(is_null, 1.0, self.change_std if change_std is None else change_std)
         variance = std**2 * alpha_2 + sigma_2  # D
         of_noised = (alpha_2 * sigma_2).sqrt() * (1 - std**2) / variance
         return of_noised * noised - sigma_2.sqrt() / variance * context[:, -1] + std / variance**0.5 * v
@@ -462,16 +464,22 @@ def load_world_model(
     return LoadedWorldModel(world_model.to(device).eval(), autoencoder, scheduler, config, start_contexts)
 
 
-def load_motion(folder: Path, num_actions: int) -> MotionModel:
-    """The motion model in a folder that `find_motion` gave. BadInput where it does not load, or knows other actions."""
+def load_motion(folder: Path, config: WorldModelConfig) -> MotionModel:
+    """The motion model in a folder that `find_motion` gave.
+
+    BadInput where it does not load, or is of another encoder or number of actions than the world model's."""
     try:
         motion = read_diffusers_folder(MotionModel, folder)
     except Exception as error:
         raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
-    if motion.config.num_actions != num_actions:
+    if motion.config.num_actions != config.num_actions:
         raise BadInput(
-            f"{folder}: knows {motion.config.num_actions} actions, the data {num_actions}; train it on the same data"
+            f"{folder}: knows {motion.config.num_actions} actions, the data {config.num_actions}; "
+            "train it on the same data"
         )
+    theirs, ours = motion.config.encoder_sha256, config.encoder_sha256
+    if None not in (theirs, ours) and theirs != ours:
+        raise BadInput(f"{folder}: made for encoder {theirs[:12]}, not {ours[:12]}; train it on the same latents")
     return motion
 
 

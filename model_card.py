@@ -70,6 +70,7 @@ def world_model_card(run_folder: Path, repo_id: str, training: Training) -> tupl
         "latents (channels, height, width)": " x ".join(map(str, latents)),
         "UNet": f"{_parameters(folder / 'unet'):,} parameters",
         "autoencoder": f"{autoencoder}, {_parameters(folder / 'vae'):,} parameters",
+        **({"motion model": f"{_parameters(folder / 'motion'):,} parameters"} if config.get("has_motion") else {}),
         "to play with": f"{config['num_inference_steps']} sampling steps, guidance {config['guidance_scale']:g}",
     }
     card = _card(

@@ -37,10 +37,11 @@ UNET_FILES = tuple(f"unet/{name}" for name in ("config.json", *WEIGHTS, "diffusi
 EVERY_FILE = ("*.json", "*.safetensors")
 WORLD_MODEL_FILES = ("config.json", "embedding_info.json", "unet/config.json", "action_embedding_model.safetensors")
 # Of what a training may start from: the UNet, and of a world model all but the autoencoder and the beginnings.
+MOTION_FILES = ("config.json", WEIGHTS[0])
 START_FILES = (
     *UNET_FILES,
     *WORLD_MODEL_FILES,
-    *(f"motion/{name}" for name in ("config.json", WEIGHTS[0])),
+    *(f"motion/{name}" for name in MOTION_FILES),
     "action_positions.safetensors",
     "noise_scheduler/scheduler_config.json",
 )
@@ -170,8 +171,9 @@ def find_unet(folder_or_id: str | Path, preset: Preset) -> Path:
 
 def find_motion(folder_or_id: str | Path, preset: Preset) -> Path:
     """The motion model that train_motion.py wrote: the folder, its `motion/`, or a Hub id; BadInput when there is none
-    or it is made for other latents than the preset's."""
-    folder = resolve_folder(folder_or_id, "world_model", "motion")
+    or it is made for other latents, another stride or a longer context than the preset's."""
+    files = tuple(f"{part}{name}" for part in ("", "motion/", "world_model/motion/") for name in MOTION_FILES)
+    folder = resolve_folder(folder_or_id, "world_model", "motion", files=files)
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else {}
     if config.get("_class_name") != "MotionModel":
@@ -180,6 +182,16 @@ def find_motion(folder_or_id: str | Path, preset: Preset) -> Path:
     expected = (preset.latent_channels, preset.latent_height, preset.latent_width)
     if shape != expected:
         raise BadInput(f"{folder}: made for latents {shape}, preset {preset.name} has {expected}; give another")
+    if config.get("frame_stride") not in (None, preset.frame_stride):
+        raise BadInput(
+            f"{folder}: moves frames by {config['frame_stride']} tics, preset {preset.name} by {preset.frame_stride}; "
+            "train it with that --frame_stride, or give another"
+        )
+    if config["seen_frames"] > preset.context_length:
+        raise BadInput(
+            f"{folder}: looks at {config['seen_frames']} frames, preset {preset.name} has a context of "
+            f"{preset.context_length}; take a longer one"
+        )
     return folder
 
 

@@ -54,7 +54,10 @@ class MotionModel(ModelMixin, ConfigMixin):
         width: int = 64,
         embedding_dim: int = 32,
         flow_per_cell: int = 2,
+        frame_stride: int | None = None,
+        encoder_sha256: str | None = None,
     ) -> None:
+        """frame_stride, encoder_sha256: of the data it learns from, so that it is not taken for other data."""
         super().__init__()
         hidden = 2 * width
         self.action_embedding = nn.Embedding(num_actions, embedding_dim)

@@ -89,9 +89,10 @@ def _digest_of(tensors: Iterable[tuple[str, Tensor]], facts: dict[str, Any]) -> 
 
 
 def checkpoint_id(engine: GameEngine) -> str:
-    """A fingerprint of every weight of the world model, and of what its latents mean."""
-    config = engine.config
-    return _digest_of(engine.world_model.state_dict().items(), {"encoder": config.encoder_sha256})
+    """A fingerprint of every weight of the world model, its mover's autoencoder left out, and of what latents mean."""
+    weights = engine.world_model.state_dict()
+    own = {name: weight for name, weight in weights.items() if not name.startswith("mover.autoencoder.")}
+    return _digest_of(own.items(), {"encoder": engine.config.encoder_sha256})
 
 
 def drawn_by(engine: GameEngine) -> dict[str, Any]:

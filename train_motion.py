@@ -3,7 +3,9 @@
 A world model trained with it (train_text_to_image.py --motion_folder) sees its last frame already moved ahead, and
 learns what a warp cannot know. The same command again resumes exactly where the last checkpoint was written.
 
-    python train_motion.py --dataset_basepath latents --output_dir runs/motion --max_train_steps 3000
+    python train_motion.py --dataset_basepath latents --output_dir runs/motion --max_train_steps 100
+    python train_motion.py --dataset_basepath latents --output_dir runs/motion --max_train_steps 2600 \\
+        --mixed_precision bf16 --learning_rate 3e-3 --lr_scheduler cosine --ema_decay 0.99
 """
 
 import argparse
@@ -24,7 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dataset_basepath", required=True, help="folder of latent_episode_*.pt, or data set on the Hub")
     add("--output_dir", required=True, help="run folder: checkpoints, metrics, samples, and motion/ to use")
     add("--vae_folder_or_id", help="autoencoder folder or Hub id; default: the one kept beside the latents")
-    add("--frame_stride", type=command_line.positive, help="tics between two frames; default: its preset's")
+    add("--preset", help="sd14, small, smoke or a .json file; default: what the autoencoder folder says")
+    add("--frame_stride", type=command_line.positive, help="tics between two frames; default: the preset's")
     add("--batch_size", type=command_line.positive, default=16, help="windows per device and micro-batch")
     add("--learning_rate", type=command_line.positive_float, default=2e-3, help="peak rate of AdamW")
     add("--num_validation_windows", type=command_line.positive, default=256, help="held-out windows to measure on")
@@ -38,15 +41,19 @@ def main(args: argparse.Namespace) -> None:
     from dataset_folders import dataset_folder
     from episodes import find_latents, split_episodes
     from model_folders import find_autoencoder
-    from presets import get_preset
+    from presets import PRESETS, get_preset
 
+    preset = get_preset(args.preset) if args.preset else None
     args.dataset_basepath = str(dataset_folder(args.dataset_basepath, "latents"))
     train_paths, held_out_paths = split_episodes(find_latents(args.dataset_basepath))
     if not held_out_paths:
         raise BadInput(f"{args.dataset_basepath}: one episode, none left to validate on; record at least two")
     source = args.vae_folder_or_id or args.dataset_basepath
-    _, geometry = find_autoencoder(source)
-    stride = args.frame_stride or get_preset(geometry.preset).frame_stride
+    _, geometry = find_autoencoder(source, preset)
+    preset = preset or PRESETS.get(geometry.preset)
+    if preset is None and args.frame_stride is None:
+        raise BadInput(f"{source}: made with the preset file {geometry.preset}.json; name it with --preset")
+    stride = args.frame_stride or preset.frame_stride
     check_writable("--output_dir", Path(args.output_dir))
     command_line.print_settings(
         args, frame_stride=stride, train_episodes=len(train_paths), validation_episodes=len(held_out_paths)
@@ -62,20 +69,19 @@ def main(args: argparse.Namespace) -> None:
 
     accelerator = make_accelerator(args)
     torch.manual_seed(args.seed)
-    autoencoder = load_autoencoder(source, device=accelerator.device)
+    autoencoder = load_autoencoder(source, preset=preset, device=accelerator.device)
     black = autoencoder.black_moments()
     channels, height, width = autoencoder.sample_latents(black).shape[1:]
     windows = {"context_length": SEEN_FRAMES, "frame_stride": stride, "kind": "latents", "black_moments": black}
     dataset, held_out = WindowDataset(train_paths, **windows), WindowDataset(held_out_paths, **windows)
     if dataset.encoder_sha256 not in (None, autoencoder.encoder_sha256):
         raise BadInput(f"{args.dataset_basepath}: latents of another encoder than {source}; name theirs")
-    motion = MotionModel(channels, height, width, dataset.num_actions)
+    facts = {"frame_stride": stride, "encoder_sha256": autoencoder.encoder_sha256}
+    motion = MotionModel(channels, height, width, dataset.num_actions, **facts)
     global_batch = args.batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     identity = {
         "seed": args.seed,
         "global_batch_size": global_batch,
-        "frame_stride": stride,
-        "encoder_sha256": autoencoder.encoder_sha256,
         "motion": {name: value for name, value in motion.config.items() if not name.startswith("_")},
     }
     run = TrainingRun(args, accelerator, motion, identity, learning_rate=args.learning_rate, unit="frames")

@@ -52,8 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--motion_folder",
-        help="motion model of train_motion.py, by which the last context frame is moved ahead; default: the one of the "
-        "world model started from, else none",
+        help="motion model of train_motion.py, by which the last context frame is moved ahead; a preset of "
+        "predicts_change draws about that; default: the one of the world model started from, else none",
     )
     add("--from_pixels", action="store_true", help="train from episodes, encoding each batch on the fly")
     add(
@@ -203,7 +203,7 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         name = args.dataset_basepath
         world_model, config = finished_world_model(plan.world_model_folder, preset, dataset, name, plan.autoencoder)
     if plan.motion_folder is not None:
-        world_model.move_with(load_motion(plan.motion_folder, config.num_actions), autoencoder)
+        world_model.move_with(load_motion(plan.motion_folder, config), autoencoder)
         config = dataclasses.replace(config, has_motion=True)
     if args.gradient_checkpointing:
         world_model.unet.enable_gradient_checkpointing()
@@ -219,8 +219,8 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         "from_pixels": args.from_pixels,
         "legacy_alignment": args.legacy_alignment,
     }
-    if world_model.mover is not None:
-        identity["motion_sha256"] = sha256_of_tensors(world_model.mover.motion.state_dict(), {})
+    mover = world_model.mover
+    identity["motion_sha256"] = sha256_of_tensors(mover.motion.state_dict(), {}) if mover is not None else None
     if plan.pretrained is not None:  # the shape of what was loaded, wherever it lies
         identity["unet"] = {k: v for k, v in world_model.unet.config.items() if not k.startswith("_")}
     run = TrainingRun(

@@ -40,7 +40,7 @@ def loss_of(
     if own_frames:
         latents, actions = draw_own_frames(run, latents, actions, micro, preset, scheduler)
         draws.context_eps = draws.context_eps[:, own_frames:]
-    world_model = run.accelerator.unwrap_model(run.model)
+    world_model = run.accelerator.unwrap_model(run.model, keep_torch_compile=False)
     context, change_std = world_model.moved(latents[:, :-1], actions)
     latents = torch.cat([context, latents[:, -1:]], dim=1)
     return training_loss(

@@ -19,6 +19,7 @@ from diffusion import with_own_frames
 from engine import GameEngine
 from model import LoadedWorldModel, load_world_model
 from motion import SEEN_FRAMES, MotionModel, Mover, likelihood_loss, photometric_loss, warp
+from saves import checkpoint_id
 
 SHAPE = (4, 8, 10)  # latents of `smoke`, of 64x80 pixels
 
@@ -33,7 +34,9 @@ def motion(seed: int = 0) -> MotionModel:
 
 
 def moving_world_model() -> LoadedWorldModel:
-    loaded = tiny_world_model(has_motion=True)
+    """`smoke`, about the prior that the motion model tells."""
+    loaded = tiny_world_model(has_motion=True, predicts_change=True)
+    loaded.world_model.predicts_change = True
     loaded.world_model.move_with(motion(), loaded.autoencoder)
     return loaded
 
@@ -148,8 +151,25 @@ def test_every_back_end_moves_the_frame_alike(monkeypatch: pytest.MonkeyPatch) -
     for other, share in ((onnx, 1e-3), (compiled, 0.02)):
         for given, wanted in zip(other.backend.moved(context, actions), (expected, std), strict=True):
             assert float((given - wanted).abs().mean()) < share * float(wanted.abs().mean())
-    frames = [played(engine).astype(np.float64) / 255 for engine in (plain, onnx)]
-    assert np.abs(frames[0] - frames[1]).mean() < 1 / 255
+    for engine in (plain, onnx, compiled):
+        engine.use(2, 1.5, 0)
+    frames = [played(engine).astype(np.float64) / 255 for engine in (plain, onnx, compiled)]
+    assert np.abs(frames[0] - frames[1]).mean() < 1 / 255 and np.abs(frames[0] - frames[2]).mean() < 4 / 255
+    plain.backend.moved = lambda context, actions: (expected_std(plain, context, actions), None)
+    assert np.abs(frames[0] - played(plain) / 255).mean() > 4 / 255  # the prior does count
+
+
+def expected_std(engine: GameEngine, context: Tensor, actions: Tensor) -> Tensor:
+    return engine.world_model.moved(context, actions)[0]
+
+
+def test_a_tuned_decoder_leaves_a_game_the_same_checkpoints() -> None:
+    loaded, other = moving_world_model(), moving_world_model()
+    before = checkpoint_id(GameEngine(loaded))
+    next(other.autoencoder.vae.decoder.parameters()).add_(1)
+    assert checkpoint_id(GameEngine(other)) == before
+    next(other.world_model.mover.motion.parameters()).add_(1)
+    assert checkpoint_id(GameEngine(other)) != before
 
 
 def test_own_frames_are_moved_as_the_engine_moves_them() -> None:
@@ -203,6 +223,22 @@ def test_a_motion_run_resumes_exactly_and_a_world_model_learns_on_it_and_goes_on
     assert second.config.has_motion and all(before.equal(after) for before, after in kept)
 
 
+def test_a_run_sees_its_frames_moved_and_cannot_go_on_without(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    base = tmp_path_factory.getbasetemp()
+    motion().save_pretrained(tmp_path / "motion")
+    weights = []
+    for name, flags in (("moved", ("--motion_folder", tmp_path / "motion")), ("still", ())):
+        words = changed_words(world_model_words(base, tmp_path / name), max_train_steps=2, lr_warmup_steps=0)
+        call("train_text_to_image.py", *words, *flags)
+        weights.append((tmp_path / name / "checkpoint-2/model.safetensors").read_bytes())
+    assert weights[0] != weights[1]
+    further = changed_words(world_model_words(base, tmp_path / "moved"), max_train_steps=3, lr_warmup_steps=0)
+    with pytest.raises(BadInput, match="motion_sha256"):
+        call("train_text_to_image.py", *further)
+
+
 def test_motion_of_another_kind_is_refused(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     base = tmp_path_factory.getbasetemp()
     words = world_model_words(base, tmp_path / "run")
@@ -214,6 +250,15 @@ def test_motion_of_another_kind_is_refused(tmp_path_factory: pytest.TempPathFact
     MotionModel(*SHAPE, num_actions=9).save_pretrained(tmp_path / "other")
     with pytest.raises(BadInput, match="knows 9 actions, the data 3"):
         call("train_text_to_image.py", *words, "--motion_folder", tmp_path / "other")
+    MotionModel(*SHAPE, num_actions=3, frame_stride=4).save_pretrained(tmp_path / "slow")
+    line = quick_refusal("train_text_to_image.py", *words, "--motion_folder", tmp_path / "slow")
+    assert "moves frames by 4 tics, preset smoke by 1" in line
+    MotionModel(*SHAPE, num_actions=3, seen_frames=5).save_pretrained(tmp_path / "long")
+    line = quick_refusal("train_text_to_image.py", *words, "--motion_folder", tmp_path / "long")
+    assert "looks at 5 frames, preset smoke has a context of 4" in line
+    MotionModel(*SHAPE, num_actions=3, encoder_sha256="0" * 64).save_pretrained(tmp_path / "foreign")
+    with pytest.raises(BadInput, match="made for encoder 000000000000, not "):
+        call("train_text_to_image.py", *words, "--motion_folder", tmp_path / "foreign")
     lone = write_play(tmp_path / "lone/episode_000000.parquet", 8, seed=0)
     assert "no latent" in quick_refusal(
         "train_motion.py", *motion_words(base, tmp_path / "x")[2:], "--dataset_basepath", lone.parent

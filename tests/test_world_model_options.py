@@ -75,6 +75,9 @@ def test_change_is_predicted_about_its_prior(std: float) -> None:
         expected = std**2 / (std**2 * alpha_2 + 1 - alpha_2)
         assert float(missed.square().mean()) == pytest.approx(expected, rel=0.03)
         assert abs(float((missed * noised).mean())) < 0.02 and abs(float((missed * context[:, -1]).mean())) < 0.02
+    empty = torch.zeros_like(context)  # the null of guidance: nothing to draw about, whatever std says
+    nothing = world_model(noised, timesteps, empty, actions, actions[:, 0])
+    assert torch.allclose(nothing, torch.zeros_like(nothing), atol=1e-5)
     told = built(predicts_change=True)
     nn.init.zeros_(told.unet.conv_out.bias)
     everywhere = torch.full((number, 1, *SHAPE[1:]), std)  # as a motion model tells it
