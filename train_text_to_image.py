@@ -52,8 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--motion_folder",
-        help="motion model of train_motion.py, by which the last context frame is moved ahead; a preset of "
-        "predicts_change draws about that; default: the one of the world model started from, else none",
+        help="motion model of train_motion.py (folder or Hub id), by which the last context frame is moved ahead; a "
+        "preset of predicts_change draws about that; default: the one of the world model started from, else none",
     )
     add("--from_pixels", action="store_true", help="train from episodes, encoding each batch on the fly")
     add(

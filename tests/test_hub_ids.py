@@ -12,6 +12,7 @@ from small_runs import (
     changed_words,
     episodes,
     random_autoencoder,
+    random_latents,
     world_model_run,
     world_model_words,
 )
@@ -29,7 +30,10 @@ ROWS = [  # script, flag, what it says offline
     ("finetune_vae.py", "--dataset_basepath", DATA),
     ("train_text_to_image.py", "--vae_folder_or_id", MODEL),
     ("train_text_to_image.py", "--pretrained_model_name_or_path", MODEL),
+    ("train_text_to_image.py", "--motion_folder", MODEL),
     ("train_text_to_image.py", "--dataset_basepath", DATA),
+    ("train_motion.py", "--dataset_basepath", DATA),
+    ("train_motion.py", "--vae_folder_or_id", MODEL),
     ("run_autoregressive.py", "--unet_model_folder", MODEL),
     ("run_autoregressive.py", "--vae_ft_model_folder", MODEL),
     ("run_autoregressive.py", "--dataset_basepath", DATA),
@@ -80,6 +84,7 @@ def test_it_takes_a_hub_id_and_offline_says_so(script: str, flag: str, said: str
         ),
         "finetune_vae.py": autoencoder_words(base, out),
         "train_text_to_image.py": world_model_words(base, out),
+        "train_motion.py": ("--dataset_basepath", random_latents(base), "--output_dir", out, "--device", "cpu"),
         "run_autoregressive.py": (
             *("--dataset_basepath", play, "--unet_model_folder", run, "--out", out),
             "--start_from_pixels",
