@@ -50,10 +50,10 @@ def main(args: argparse.Namespace) -> None:
         raise BadInput(f"{args.dataset_basepath}: one episode, none left to validate on; record at least two")
     source = args.vae_folder_or_id or args.dataset_basepath
     _, geometry = find_autoencoder(source, preset)
-    preset = preset or PRESETS.get(geometry.preset)
-    if preset is None and args.frame_stride is None:
+    told = preset or PRESETS.get(geometry.preset)
+    if told is None and args.frame_stride is None:
         raise BadInput(f"{source}: made with the preset file {geometry.preset}.json; name it with --preset")
-    stride = args.frame_stride or preset.frame_stride
+    stride = args.frame_stride or told.frame_stride
     check_writable("--output_dir", Path(args.output_dir))
     command_line.print_settings(
         args, frame_stride=stride, train_episodes=len(train_paths), validation_episodes=len(held_out_paths)
