@@ -7,7 +7,7 @@ from the keys first (a turn shifts everything alike), then from the picture (wha
 status bar stay). It also says how far off the moved frame may be, cell by cell: next to nothing where a wall was only
 shifted, all where something comes into view. That is the prior about which the world model draws, so that it leaves
 what is known alone and makes up the rest. Flow-warped prediction: Finn et al. 2016, "Unsupervised Learning for Physical
-Interaction through Video Prediction"; its loss is photometric, over a pyramid (Jason et al. 2016, "Back to Basics"),
+Interaction through Video Prediction"; its loss is photometric, over a pyramid (Yu et al. 2016, "Back to Basics"),
 and that of the errors to expect a Gaussian likelihood (Nix & Weigend 1994).
 
 Knows no diffusion. Trained by train_motion.py; model.py loads it into a `WorldModel`.
