@@ -4,11 +4,16 @@ Most of a game's next frame is its last one, turned or walked into. A diffusion 
 of 8x8 pixels spends its training on what one bilinear warp does exactly, so a world model may have a `MotionModel`: its
 last context frame is decoded, moved by the predicted flow and encoded again before the UNet sees it. The flow comes
 from the keys first (a turn shifts everything alike), then from the picture (what is near moves further; weapon and
-status bar stay). It also says how far off the moved frame may be, cell by cell: next to nothing where a wall was only
-shifted, all where something comes into view. That is the prior about which the world model draws, so that it leaves
-what is known alone and makes up the rest. Flow-warped prediction: Finn et al. 2016, "Unsupervised Learning for Physical
-Interaction through Video Prediction"; its loss is photometric, over a pyramid (Yu et al. 2016, "Back to Basics"),
-and that of the errors to expect a Gaussian likelihood (Nix & Weigend 1994).
+status bar stay) and from how past frames moved: who walks in Doom bobs up and down, more pixels a frame than the step
+forward shows, and where in that swing the next frame lies only the frames before tell. So the network sees how well
+past frames match when shifted (the cost volume of Sun et al. 2018, "PWC-Net", along rows and columns), and what is
+known of the whole frame scales what is found in each place (FiLM, Perez et al. 2018).
+
+It also says how far off the moved frame may be, cell by cell: next to nothing where a wall was only shifted, all where
+something comes into view. That is the prior about which the world model draws: where it is below `SURE_STD` the moved
+frame stands, and the UNet makes up the rest. Flow-warped prediction: Finn et al. 2016, "Unsupervised Learning for
+Physical Interaction through Video Prediction"; its loss is photometric, over a pyramid (Yu et al. 2016, "Back to
+Basics"), and that of the errors to expect a Gaussian likelihood (Nix & Weigend 1994).
 
 Knows no diffusion. Trained by train_motion.py; model.py loads it into a `WorldModel`.
 """
@@ -17,27 +22,38 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pixel_shuffle, silu
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad, pixel_shuffle, silu
 
 SEEN_FRAMES = 4
 PYRAMID = (1, 2, 4, 8, 16)  # pixels averaged before comparing: a far shift is only felt in a coarse picture
 SMOOTHNESS = 0.2
 UNITS = 0.1  # of the picture's half size, in which networks speak of flow
 LEAST_STD, MOST_STD = 0.03, 1.5  # of latents, whose own standard deviation is about 1
+SURE_STD = 0.3  # below it a code is as good as known
+SKETCH = 4  # a cell's grey sketch is SKETCH x SKETCH, in which past frames are compared
+SHIFTS = (6, 12)  # farthest shift compared along columns and along rows, in the sketch's pixels, in SIDES steps a side
+SIDES = 6
+MATCH_UNITS = 5.0  # by which differences of matches are brought to the size of latents
 STILL_PIXELS = 0.5  # a cell of which nothing moves further keeps its code as it is
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions beside the identity; the first one dilated, to see far at little cost."""
+    """Two 3x3 convolutions beside the identity; the first one dilated, to see far at little cost, and scaled and
+    shifted by what is known of the whole frame."""
 
-    def __init__(self, width: int, dilation: int) -> None:
+    def __init__(self, width: int, dilation: int, known: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
         self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.modulate = nn.Linear(known, 2 * width)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, width, h, w) -> the same."""
-        return features + self.second(silu(self.first(silu(features))))
+    def forward(self, features: Tensor, known: Tensor) -> Tensor:
+        """(B, width, h, w) and (B, known) -> (B, width, h, w)."""
+        scale, shift = self.modulate(known)[:, :, None, None].chunk(2, dim=1)
+        inner = self.first(silu(features)) * (1 + scale) + shift
+        return features + self.second(silu(inner))
 
 
 class MotionModel(ModelMixin, ConfigMixin):
@@ -59,20 +75,30 @@ class MotionModel(ModelMixin, ConfigMixin):
     ) -> None:
         """frame_stride, encoder_sha256: of the data it learns from, so that it is not taken for other data."""
         super().__init__()
-        hidden = 2 * width
+        known = 2 * width
+        matches = 2 * (2 * SIDES + 1) * (seen_frames - 1)
         self.action_embedding = nn.Embedding(num_actions, embedding_dim)
-        self.encode_keys = nn.Sequential(
-            nn.Linear(seen_frames * embedding_dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
+        self.draw_sketch = nn.Sequential(
+            nn.Conv2d(latent_channels, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, SKETCH**2, 3, padding=1)
         )
-        self.flow_of_keys = nn.Linear(hidden, 2 * latent_height * latent_width)
-        self.conv_in = nn.Conv2d(seen_frames * latent_channels + 2, width, 3, padding=1)
-        self.keys_in = nn.Linear(hidden, width)
-        self.body = nn.Sequential(*(_Residual(width, dilation) for dilation in (1, 2, 4, 1)))
+        self.conv_in = nn.Conv2d(seen_frames * latent_channels + matches + 2, width, 3, padding=1)
+        self.look_around = nn.Conv2d(width, 2 * width, 1)  # what each place tells the whole, and how loudly
+        self.encode_keys = nn.Sequential(
+            nn.Linear(seen_frames * embedding_dim, known), nn.SiLU(), nn.Linear(known, known), nn.SiLU()
+        )
+        self.flow_of_keys = nn.Linear(known, 2 * latent_height * latent_width)
+        self.know = nn.Sequential(nn.Linear(known + 2 * width, known), nn.SiLU(), nn.Linear(known, known), nn.SiLU())
+        self.flow_of_known = nn.Linear(known, 2 * latent_height * latent_width)
+        self.body = nn.ModuleList(_Residual(width, dilation, known) for dilation in (1, 2, 4, 1))
         self.conv_out = nn.Conv2d(width, 3 * flow_per_cell**2, 3, padding=1)
         self.conv_std = nn.Conv2d(width, 1, 3, padding=1)
-        for last in (self.flow_of_keys, self.conv_out, self.conv_std):  # nothing moves at first
+        for last in (self.flow_of_keys, self.flow_of_known, self.conv_out, self.conv_std):  # nothing moves at first
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
+
+    def sketch(self, latents: Tensor) -> Tensor:
+        """Latents (B, T, C, h, w) -> small grey pictures (B, T, SKETCH*h, SKETCH*w), about [-1, 1]."""
+        return pixel_shuffle(self.draw_sketch(latents.flatten(0, 1)), SKETCH).unflatten(0, latents.shape[:2])[:, :, 0]
 
     def forward(self, latents: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """latents: (B, >= seen_frames, C, h, w), oldest first.  actions: (B, as many) int64.
@@ -83,18 +109,44 @@ class MotionModel(ModelMixin, ConfigMixin):
         config = self.config
         seen, h, w = config.seen_frames, config.latent_height, config.latent_width
         latents, actions = latents[:, -seen:], actions[:, -seen:]
-        keys = self.encode_keys(self.action_embedding(actions).flatten(1))  # (B, hidden)
-        from_keys = self.flow_of_keys(keys).unflatten(1, (2, h, w))
-        from_keys = interpolate(from_keys, scale_factor=float(config.flow_per_cell), mode="bilinear")
         places = _places(h, w, latents).expand(len(latents), -1, -1, -1)  # (B, 2, h, w)
-        features = self.conv_in(torch.cat([latents.flatten(1, 2), places], dim=1))
-        features = self.body(features + self.keys_in(keys)[:, :, None, None])
+        seen_here = [latents.flatten(1, 2), _matches(self.sketch(latents)), places]
+        features = self.conv_in(torch.cat(seen_here, dim=1))
+        told, weight = self.look_around(silu(features)).flatten(2).chunk(2, dim=1)  # (B, width, h*w) each
+        told = (told * weight.float().softmax(dim=2).to(told.dtype)).sum(dim=2)
+        keys = self.encode_keys(self.action_embedding(actions).flatten(1))  # (B, known)
+        known = self.know(torch.cat([keys, told, features.mean(dim=(2, 3))], dim=1))
+        of_known = (self.flow_of_keys(keys) + self.flow_of_known(known)).unflatten(1, (2, h, w))
+        of_known = interpolate(of_known, scale_factor=float(config.flow_per_cell), mode="bilinear")
+        for block in self.body:
+            features = block(features, known)
         features = silu(features)
-        seen_there = pixel_shuffle(self.conv_out(features), config.flow_per_cell)  # (B, 3, f*h, f*w)
-        share, extra = torch.sigmoid(seen_there[:, :1] + 3), seen_there[:, 1:]
+        here = pixel_shuffle(self.conv_out(features), config.flow_per_cell)  # (B, 3, f*h, f*w)
+        share, extra = torch.sigmoid(here[:, :1] + 3), here[:, 1:]
         between = torch.sigmoid(self.conv_std(features).float())
         std = LEAST_STD * (MOST_STD / LEAST_STD) ** between
-        return (UNITS * (share * from_keys + extra)).float(), std
+        return (UNITS * (share * of_known + extra)).float(), std
+
+
+def _matches(sketches: Tensor) -> Tensor:
+    """How badly each sketch but the first matches the one before, shifted, around each cell.
+
+    sketches: (B, T, SKETCH*h, SKETCH*w), oldest first. Returns (B, (T - 1) * 2 * (2 * SIDES + 1), h, w): mean absolute
+    differences over 3x3 cells less their mean over all shifts, first along columns, then along rows."""
+    height, width = sketches.shape[-2:]
+    later, earlier = sketches[:, 1:], sketches[:, :-1]
+    down, right = SHIFTS
+    earlier = pad(earlier, (right, right, down, down), mode="replicate")
+    steps = range(-SIDES, SIDES + 1)
+    offsets = [[(down * step // SIDES, 0) for step in steps], [(0, right * step // SIDES) for step in steps]]
+    costs = []
+    for along in offsets:
+        shifted = [earlier[..., down + y : down + y + height, right + x : right + x + width] for y, x in along]
+        cost = (torch.stack(shifted, dim=2) - later[:, :, None]).abs().flatten(1, 2)  # (B, (T - 1)*shifts, H, W)
+        cost = avg_pool2d(avg_pool2d(cost, SKETCH), 3, stride=1, padding=1, count_include_pad=False)
+        cost = cost.unflatten(1, (-1, len(along)))
+        costs.append((cost - cost.mean(dim=2, keepdim=True)).flatten(1, 2))
+    return MATCH_UNITS * torch.cat(costs, dim=1)
 
 
 def _places(height: int, width: int, like: Tensor) -> Tensor:
@@ -123,6 +175,12 @@ def photometric_loss(moved: Tensor, target: Tensor, flow: Tensor) -> Tensor:
     return loss + SMOOTHNESS * sum(step.abs().mean() for step in steps)
 
 
+def sketch_loss(sketches: Tensor, pixels: Tensor) -> Tensor:
+    """Mean absolute difference of sketches (B, SKETCH*h, SKETCH*w) and the grey of pixels (B, 3, H', W')."""
+    grey = pixels.mean(dim=1, keepdim=True)
+    return (sketches - avg_pool2d(grey, pixels.shape[-1] // sketches.shape[-1])[:, 0]).abs().mean()
+
+
 def likelihood_loss(moved: Tensor, target: Tensor, std: Tensor) -> Tensor:
     """Mean negative log-likelihood, but for a constant, of target latents (B, C, h, w) about moved ones.
 
@@ -143,16 +201,19 @@ class Mover(nn.Module):
         """context: (B, L, C, h, w), oldest first.  actions: (B, L) int64.
 
         Returns the context (B, L, C, h, w) with its last frame moved, and the standard deviation (B, 1, h, w) of the
-        next latents about that."""
+        next latents about that, zero where below SURE_STD."""
         flow, std = self.motion(context.to(self.motion.dtype), actions)
+        std = torch.where(std < SURE_STD, 0.0, std)
         return torch.cat([context[:, :-1], self.moved(context[:, -1], flow)[:, None]], dim=1), std
 
     @torch.no_grad()
-    def moved(self, last: Tensor, flow: Tensor) -> Tensor:
-        """Latents (B, C, h, w) as a flow moves them.
+    def moved(self, last: Tensor, flow: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """Latents (B, C, h, w) as a flow moves them.  pixels: (B, 3, H', W'), their picture, where it is at hand.
 
         Cells in which nothing moves keep their codes, which a decoder and an encoder would wear down."""
-        pixels = warp(self.autoencoder.decode_latents(last).clamp(-1, 1), flow)
+        if pixels is None:
+            pixels = self.autoencoder.decode_latents(last).clamp(-1, 1)
+        pixels = warp(pixels, flow)
         pixels = pixels.to(self.autoencoder.vae.dtype)
         moved = self.autoencoder.sample_latents(self.autoencoder.encode_pixels(pixels)).to(last.dtype)
         height, width = pixels.shape[-2:]

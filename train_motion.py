@@ -17,6 +17,7 @@ from command_line import BadInput
 
 MAX_NOISE_LEVEL = 0.3  # of what is seen: in play it is the model's own
 LIKELIHOOD_SHARE = 0.05  # of the loss, that of the errors to expect
+SKETCH_SHARE = 0.1  # and that of the grey sketches in which past frames are compared
 STILL_ERROR = 1e-4  # mean square below which two frames are the same one, 40 dB
 
 
@@ -64,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     from data_loader import WindowDataset
     from diffusion import seeded_generator
     from model import load_autoencoder
-    from motion import SEEN_FRAMES, MotionModel, Mover, likelihood_loss, photometric_loss, warp
+    from motion import SEEN_FRAMES, MotionModel, Mover, likelihood_loss, photometric_loss, sketch_loss, warp
     from training import TrainingRun, make_accelerator
 
     accelerator = make_accelerator(args)
@@ -108,8 +109,10 @@ def main(args: argparse.Namespace) -> None:
             ]
         ).to(latents)
         flow, std = run.model((latents + noise)[:, :-1], batch["actions"])
-        likelihood = likelihood_loss(mover.moved(latents[:, -2], flow), latents[:, -1], std)
-        return photometric_loss(warp(last, flow), target, flow) + LIKELIHOOD_SHARE * likelihood
+        likelihood = likelihood_loss(mover.moved(latents[:, -2], flow, last), latents[:, -1], std)
+        sketched = sketch_loss(motion.sketch(latents[:, -2:-1])[:, 0], last)
+        loss = photometric_loss(warp(last, flow), target, flow)
+        return loss + LIKELIHOOD_SHARE * likelihood + SKETCH_SHARE * sketched
 
     while True:
         is_over = run.is_over()

@@ -29,7 +29,7 @@ def motion(seed: int = 0) -> MotionModel:
     torch.manual_seed(seed)
     made = MotionModel(*SHAPE, num_actions=3, width=8)
     torch.nn.init.normal_(made.flow_of_keys.weight)
-    torch.nn.init.normal_(made.conv_std.weight, std=0.1)
+    torch.nn.init.normal_(made.conv_std.weight, std=0.5)
     return made.requires_grad_(False).eval()
 
 
