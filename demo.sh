@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# A neural network dreams Doom, on this machine. As it stands, the model that ships, or another one, learns on:
+# A neural network dreams Doom, on this machine. As it stands, the model that ships learns on:
 #   bash demo.sh [--minutes M] [--model_folder FOLDER]
 # records fresh play, trains each network of the model on from its weights, and shows what that changed. The whole
-# pipeline from nothing, an agent that learns to play and networks that learn the game from its play (also where no model
-# ships and none is named):
+# pipeline from nothing, an agent that learns to play and networks that learn the game from its play:
 #   bash demo.sh --from_scratch [--minutes M]
 # --minutes: time for the training stages together (default 5, of --from_scratch 14; what is around them takes up to 7,
 #   of --from_scratch 9, on 2 cores, installing included).
@@ -13,7 +12,7 @@
 # autoencoder's encoder then stay as they are, so that the latents stay valid.
 set -euo pipefail
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "$0"; }
 refuse() { echo "demo.sh: $1" >&2; exit 2; }
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -41,10 +40,6 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-if [ "$way" = shipped ] && [ -z "$model" ] && [ ! -f "$here/assets/models/small/config.json" ]; then
-    echo "no model ships in $here/assets/models/small, so from scratch; --model_folder names one to go on from"
-    way=scratch
-fi
 least=0.1
 if [ "$way" = scratch ]; then
     least=2
@@ -60,7 +55,11 @@ awk -v m="$minutes" -v l="$least" 'BEGIN { exit !(m ~ /^[0-9]+([.][0-9]+)?$/ && 
 case "$out" in /*) ;; *) out=$PWD/$out ;; esac
 
 if [ "$way" = shipped ]; then
-    model=${model:-$here/assets/models/small}
+    if [ -z "$model" ]; then
+        model=$here/assets/models/small
+        [ -f "$model/config.json" ] ||
+            refuse "no model ships in $model; make one from nothing with bash demo.sh --from_scratch, or name one with --model_folder"
+    fi
     [ ! -f "$model/world_model/config.json" ] || model=$model/world_model  # a run folder
     [ -f "$model/unet/config.json" ] || refuse "--model_folder $model: not a world-model folder; train_text_to_image.py writes them"
     model=$(cd "$model" && pwd)

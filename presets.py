@@ -19,7 +19,6 @@ OPTIMIZERS = {
     "adamw": (5e-5, "cosine"),  # what the first reproduction found better at the paper's size
 }
 MOST_STEPS, MOST_GUIDANCE = 64, 10.0  # that a model is played with
-PIXEL_UNSHUFFLE = 4  # AutoencoderTiny presets see 4x4 pixel blocks as channels: 3 * 4 * 4 = 48
 
 
 @dataclass(frozen=True)
@@ -119,17 +118,25 @@ def check_sampling(
         raise BadInput(f"{names[2]} {noise}: choose 0 to {num_noise_buckets - 1}")
 
 
-def _tiny_autoencoder(width: int, latent_channels: int, blocks: int) -> dict[str, Any]:
-    """AutoencoderTiny behind the pixel-unshuffle, halving once; one width everywhere (unequal ones fail in forward)."""
-    channels = 3 * PIXEL_UNSHUFFLE**2
+def _tiny_autoencoder(
+    *,
+    unshuffle: int,
+    widths: tuple[int, int],
+    latent_channels: int,
+    encoder_blocks: list[int],
+    decoder_blocks: list[int],
+) -> dict[str, Any]:
+    """AutoencoderTiny that sees blocks of `unshuffle` x `unshuffle` pixels as channels and halves once less than it has
+    levels, numbers of blocks that is. widths: the encoder's and the decoder's, each the same at all its levels."""
+    channels = 3 * unshuffle**2
     return {
         "in_channels": channels,
         "out_channels": channels,
         "latent_channels": latent_channels,
-        "encoder_block_out_channels": [width, width],
-        "decoder_block_out_channels": [width, width],
-        "num_encoder_blocks": [1, blocks],
-        "num_decoder_blocks": [blocks, 1],
+        "encoder_block_out_channels": [widths[0]] * len(encoder_blocks),
+        "decoder_block_out_channels": [widths[1]] * len(decoder_blocks),
+        "num_encoder_blocks": encoder_blocks,
+        "num_decoder_blocks": decoder_blocks,
     }
 
 
@@ -202,17 +209,23 @@ PRESETS = {
             frame_height=120,
             padded_width=160,
             padded_height=128,
-            latent_channels=8,
+            latent_channels=16,
             latent_width=20,
             latent_height=16,
-            context_length=32,
+            context_length=8,
             frame_stride=2,
             num_inference_steps=2,
             guidance_scale=1.0,
             train_batch_size=16,
             learning_rate=3e-4,
-            autoencoder=_tiny_autoencoder(width=32, latent_channels=8, blocks=2),
-            unet=_unet([64, 128, 192], [False, True, True], embedding_width=128, norm_groups=32),
+            autoencoder=_tiny_autoencoder(
+                unshuffle=8, widths=(64, 96), latent_channels=16, encoder_blocks=[2], decoder_blocks=[3]
+            ),
+            unet={**_unet([64, 96, 128], [False] * 3, embedding_width=64, norm_groups=32), "mid_block_type": None},
+            context_dropout=0.0,  # nobody plays it with guidance
+            predicts_change=True,
+            conditions_on_actions=True,
+            sampler_steps=4,
         ),
         Preset(
             name="smoke",
@@ -229,7 +242,9 @@ PRESETS = {
             guidance_scale=1.0,
             train_batch_size=4,
             learning_rate=1e-3,
-            autoencoder=_tiny_autoencoder(width=16, latent_channels=4, blocks=1),
+            autoencoder=_tiny_autoencoder(
+                unshuffle=4, widths=(16, 16), latent_channels=4, encoder_blocks=[1, 1], decoder_blocks=[1, 1]
+            ),
             unet=_unet([16, 32], [False, True], embedding_width=32, norm_groups=8),
             autoencoder_batch_size=8,
         ),

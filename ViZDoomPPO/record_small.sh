@@ -1,6 +1,7 @@
 #!/bin/sh
 # Data for a `small` world model of our map, 1.2 million tics: exploration, the shipped agent's play on five levels, and all
-# play of an agent that begins at random; 160x120, every second tic. Run again, it goes on where it stopped.
+# play of an agent that begins at random (what ships saw its first 40,960 steps); 160x120, every second tic. Run again, it
+# goes on where it stopped.
 #   sh ViZDoomPPO/record_small.sh EPISODES [flags of the three recorders, e.g. --device cpu]
 set -eu
 if [ $# -lt 1 ]; then

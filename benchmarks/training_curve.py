@@ -1,7 +1,7 @@
 """Draws a training run's learning from its metrics.jsonl: the loss, and held-out figures where it was validated.
 
     python benchmarks/training_curve.py runs/world_model/metrics.jsonl world_model.png
-    python benchmarks/training_curve.py benchmarks/small_networks/unshuffle_8/world_model.jsonl world_model.png
+    python benchmarks/training_curve.py benchmarks/small/world_model.jsonl benchmarks/small/world_model.png
 
 A dot of the loss is the mean over --bin_steps steps.
 """

@@ -266,11 +266,10 @@ def test_the_parts_of_a_preset_fit_together(name: str) -> None:
     with torch.no_grad():
         pixels = autoencoder.decode_latents(moments)
     assert pixels.shape == (1, 3, preset.padded_height, preset.padded_width)
-    assert sum(p.numel() for p in autoencoder.parameters()) < 1_000_000
-    sizes = {"smoke": (0, 1e6), "small": (7e6, 15e6)}  # DESIGN's table
-    least, most = sizes[name]
     world_model = build_world_model(preset, 54)
-    assert least < sum(p.numel() for p in world_model.parameters()) < most
+    weights = sum(p.numel() for network in (autoencoder, world_model) for p in network.parameters())
+    most_bytes = {"smoke": 2 * 2**20, "small": 15 * 2**20}[name]  # `small` ships: 16 MiB in float16, start contexts too
+    assert 2 * weights < most_bytes
     assert isinstance(world_model, WorldModel) and world_model.context_length == preset.context_length
 
 

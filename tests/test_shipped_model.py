@@ -1,6 +1,6 @@
 """Promises to whoever has just cloned: `python play.py` plays what ships, `bash demo.sh` goes on from it.
 
-In a copy of the toolkit in which a small stand-in ships: nothing is written into this one."""
+The scripts are tried in a copy of the toolkit in which a small stand-in ships: nothing is written into this one."""
 
 import json
 import os
@@ -12,17 +12,25 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from command import REPOSITORY, environment
 from play_runs import DEADLINE_S, until
+from safetensors import safe_open
+from stage_one import call
 from tiny_models import tiny_world_model
 
+from engine import GameEngine
+from episodes import Episode, find_episodes
+from metrics import psnr
 from model import load_world_model
 from real_game import policy_facts, shipped_policy
 
+SHIPPED = REPOSITORY / "assets/models/small"
 NO_SCREEN = {"DISPLAY": "", "WAYLAND_DISPLAY": ""}  # so that no browser opens
 
 
@@ -39,6 +47,56 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = tuple(policy_facts(shipped_policy())["action_table"])
     tiny_world_model(action_table=table, tics_per_second=35.0, frame_stride=4).save(folder / "assets/models/small")
     return folder
+
+
+def test_what_ships_is_whole_small_exact_and_names_no_machine() -> None:
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 16 * 2**20
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as tensors:
+                dtypes = {tensors.get_tensor(name).dtype for name in tensors.keys()}  # noqa: SIM118
+            assert dtypes <= {torch.float16, torch.int64} or path.parent == SHIPPED and path.name.startswith("action_")
+        elif path.suffix == ".json":
+            assert not re.search(r"/(home|root|tmp|work|Users)\b", path.read_text()), path
+    loaded = load_world_model(SHIPPED)
+    table = policy_facts(shipped_policy())["action_table"]
+    assert [dict(row) for row in loaded.config.action_table] == table  # so that the agent can be given the keys
+    assert (
+        loaded.config.geometry.preset == "small" and loaded.config.trained_steps > 0 and loaded.config.frame_stride == 2
+    )
+    assert len(loaded.start_contexts.latents) >= 4
+
+
+def test_what_ships_knows_the_game_that_is_installed(tmp_path: Path) -> None:
+    """Fresh play, which it never saw: its pictures, and where a turn takes them."""
+    flags = (
+        "--policy explore --episodes 1 --episode_tics 700 --level 2 --bots 4 --seed 123 --screen_resolution RES_160X120"
+    )
+    recorder = REPOSITORY / "ViZDoomPPO/load_model_generate_dataset.py"
+    answer = call(recorder, *flags.split(), "--record_stride", 2, "--output", "parquet", "--output_dir", tmp_path)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    loaded = load_world_model(SHIPPED)
+    engine = GameEngine(loaded)
+    [path] = find_episodes(tmp_path)
+    with closing(Episode(path)) as episode:
+        frames = episode.read_frames(range(350))
+        actions = torch.from_numpy(episode.columns(["actions"])["actions"]).long()
+    assert psnr(loaded.autoencoder.reconstruct(frames[::5]), frames[::5]).mean() > 25
+    turning = [row["id"] for row in loaded.config.action_table if row["buttons"] in (["TURN_LEFT"], ["TURN_RIGHT"])]
+    length = loaded.config.context_length
+    last = [t for t in range(length - 1, 349) if set(actions[t - 1 : t + 1].tolist()) <= set(turning)][:24]
+    assert len(last) == 24
+    latents = engine.encode_frames(frames)
+    windows = torch.tensor([list(range(t - length + 1, t + 1)) for t in last])
+    engine.reset(latents[windows], actions[windows[:, :-1]], list(range(24)))
+    dreamed = engine.step(actions[torch.tensor(last)])
+    runtime = GameEngine(loaded, backend="onnx")
+    runtime.reset(latents[windows], actions[windows[:, :-1]], list(range(24)))
+    exported = runtime.step(actions[torch.tensor(last)])
+    assert np.abs(dreamed.astype(np.float64) - exported).mean() < 1
+    next_frames = frames[[t + 1 for t in last]]
+    assert psnr(dreamed, next_frames).mean() > psnr(frames[last], next_frames).mean() + 2
 
 
 @contextmanager
@@ -94,14 +152,10 @@ def answer(script: Path, *words: object, cwd: Path) -> str:
     return done.stderr
 
 
-def test_where_no_model_ships_the_demo_is_the_way_from_nothing_and_says_so(tmp_path: Path) -> None:
+def test_without_a_model_the_demo_names_the_way_from_nothing(tmp_path: Path) -> None:
     shutil.copy(REPOSITORY / "demo.sh", tmp_path)
-    done = subprocess.run(
-        ["bash", str(tmp_path / "demo.sh"), "--minutes", "1"],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=DEADLINE_S,
-    )  # fmt: skip
-    assert "no model ships" in done.stdout and "from scratch" in done.stdout and "--model_folder" in done.stdout
-    assert done.returncode == 2 and "--minutes '1' is not a number of at least 2" in done.stderr
+    line = answer(tmp_path / "demo.sh", cwd=tmp_path)
+    assert "no model ships" in line and "bash demo.sh --from_scratch" in line and "--model_folder" in line
     assert [path.name for path in tmp_path.iterdir()] == ["demo.sh"]
 
 
