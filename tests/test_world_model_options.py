@@ -144,7 +144,8 @@ def test_the_options_come_back_from_the_folder(tmp_path: Path) -> None:
     before, after = GameEngine(loaded, num_inference_steps=2), GameEngine(again, num_inference_steps=2)
     after.reset_to_start(0, 1)
     before.restore(after.state())  # start contexts are stored in half precision
-    assert before.step_latents([1]).equal(after.step_latents([1]))
+    # Where weights lie in memory decides the last bit on some CPUs.
+    assert torch.allclose(before.step_latents([1]), after.step_latents([1]), atol=1e-5)
 
 
 def test_rounded_weights_are_stored_in_half_the_bytes_and_load_as_they_were(tmp_path: Path) -> None:
