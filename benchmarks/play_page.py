@@ -51,6 +51,8 @@ def main(args: argparse.Namespace) -> None:
     command_line.print_settings(args, chromium=chromium)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.model_folder or saved_random_model(preset, Path(temporary) / "world_model")
+        if Path(folder).exists():  # else a Hub id; the server runs elsewhere
+            folder = Path(folder).absolute()
         figures = measure(args, str(folder), chromium, Path(temporary))
     for name in ROWS:
         row = figures[name]
