@@ -4,8 +4,8 @@ Most of a game's next frame is its last one, turned or walked into. A diffusion 
 of 8x8 pixels spends its training on what one bilinear warp does exactly, so a world model may have a `MotionModel`: its
 last context frame is decoded, moved by the predicted flow and encoded again before the UNet sees it. The flow comes
 from the keys first (a turn shifts everything alike), then from the picture (what is near moves further; weapon and
-status bar stay) and from how past frames moved: who walks in Doom bobs up and down, more pixels a frame than the step
-forward shows, and where in that swing the next frame lies only the frames before tell. So the network sees how well
+status bar stay) and from how past frames moved, on which walking and its bob in Doom depend (so far turning is learned
+and walking hardly: benchmarks/README.md). So the network sees how well
 past frames match when shifted (the cost volume of Sun et al. 2018, "PWC-Net", along rows and columns), and what is
 known of the whole frame scales what is found in each place (FiLM, Perez et al. 2018).
 
