@@ -45,7 +45,7 @@ from window_sampler import WindowSampler
 __all__ = ["FrameDataset", "WindowDataset", "WindowSampler", "open_latents", "window_targets"]
 
 INDEX_NAME = "index.json"
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 MAX_OPEN_FILES = {"latents": 1024, "frames": 64}  # a mapped .pt holds no file descriptor, a parquet file does
 MUST_AGREE = {
     "shape": "the size of its {kind}",
@@ -91,6 +91,7 @@ class FrameFile:
             "tics_per_row": info.tics_per_row,
             "tics_per_second": info.tics_per_second,
             "encoder_sha256": None,
+            "camera": None,
         }
 
     def rows(self, first: int, end: int, step: int) -> Tensor:
@@ -114,6 +115,7 @@ class WindowDataset(Dataset):
 
         moments  float16 (L+1, M, h, w)  or  frames  uint8 (L+1, H, W, 3)    context oldest first, the target last
         actions  int64 (L,)
+        depth, poses  with_scene: uint8 (2h, 2w) of the target and float32 (L+1, 4), see scenes.py
         start_row, episode  the row of the oldest context frame (below its game's first row where black stands left)
                             and the position of its file in `paths`
 
@@ -129,8 +131,11 @@ class WindowDataset(Dataset):
         kind: str = "latents",
         legacy_alignment: str = "before",
         black_moments: Tensor | None = None,
+        with_scene: bool = False,
     ) -> None:
         """`frame_stride` in tics. `black_moments` (1, M, h, w) serves trees without a latent_black.pt.
+
+        with_scene: where all files have depth, of one `camera`, which is None else.
 
         Raises BadInput when files disagree, are too short, hold action ids outside their table, or have no window."""
         if not paths:
@@ -147,6 +152,9 @@ class WindowDataset(Dataset):
         self.row_step = frame_stride // self.facts["tics_per_row"]
         self.tics_per_second: float = self.facts["tics_per_second"]
         self.encoder_sha256: str | None = self.facts["encoder_sha256"]
+        cameras = [entry["camera"] for entry in entries]
+        self.camera: dict[str, float] | None = cameras[0] if all(each == cameras[0] for each in cameras) else None
+        self._with_scene = with_scene and self.camera is not None
         self.action_table: list[dict[str, Any]] | None = self._file(0).action_table
         highest = max(entry["actions"][1] for entry in entries)
         self.num_actions = number_of_actions(self.action_table) if self.action_table else highest + 1
@@ -230,7 +238,14 @@ class WindowDataset(Dataset):
         if missing:
             rows = torch.cat([self.black.expand(missing, *self.black.shape[1:]), rows])
             actions = torch.cat([torch.full((missing,), self.no_op), actions])
-        return {self._key: rows, "actions": actions, "start_row": start, "episode": episode}
+        sample = {self._key: rows, "actions": actions, "start_row": start, "episode": episode}
+        if self._with_scene:
+            poses = file.poses[first : last + 1 : self.row_step]
+            sample["poses"] = torch.cat(
+                [poses[:1].expand(missing, -1), poses]
+            )  # (L + length, 4); before it, none moved
+            sample["depth"] = file.depth[last].clone()  # (2h, 2w)
+        return sample
 
     def _file(self, episode: int) -> Any:
         return self._files.get(episode, self._open)

@@ -40,7 +40,7 @@ from episodes import (
     inspect_episode,
     rows_per_stride,
 )
-from model_folders import find_autoencoder
+from model_folders import Geometry, find_autoencoder
 from presets import Preset, get_preset
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class Job:
 
     info: EpisodeInfo
     rows: np.ndarray  # (N,) ascending
-    columns: dict[str, np.ndarray]  # actions, tics, held, (N,) each
+    columns: dict[str, np.ndarray]  # actions, tics, held, (N,) each; depth and poses, where they were recorded
+    camera: dict[str, float] | None  # of depth and poses
     output: Path
 
 
@@ -255,14 +256,25 @@ def keep_black(autoencoder: "Autoencoder", save_dir_path: Path, encoder_sha256: 
     save_latents(path, moments, {"encoder_sha256": encoder_sha256})
 
 
-def plan(info: EpisodeInfo, episode: Episode, step: int, output: Path) -> Job:
-    """Which rows of an episode to store, every `step`-th of each of its games, and what the file says of them."""
+def plan(
+    info: EpisodeInfo, episode: Episode, step: int, output: Path, geometry: Geometry, cells: tuple[int, int]
+) -> Job:
+    """Which rows of an episode to store, every `step`-th of each of its games, and what the file says of them.
+
+    geometry: of the pictures.  cells: (h, w) of the latents."""
+    from scenes import camera_of, has_scene, read_scene
+
     ends = [*episode.starts[1:], info.rows]
     games = [np.arange(start, end, step) for start, end in zip(episode.starts, ends, strict=True)]
     rows = np.concatenate(games)
     tics = np.concatenate([(game - game[0]) * info.tics_per_row for game in games])
     held = held_strides(episode.actions, episode.starts, step)[rows]
-    return Job(info, rows, {"actions": episode.actions[rows], "tics": tics, "held": held}, output)
+    columns = {"actions": episode.actions[rows], "tics": tics, "held": held}
+    camera = None
+    if has_scene(episode):
+        camera = camera_of(info.metadata["camera"], geometry)
+        columns |= read_scene(episode, rows, geometry, cells)
+    return Job(info, rows, columns, camera, output)
 
 
 def encode_all(
@@ -278,7 +290,9 @@ def encode_all(
 
     from latents import save_latents
 
-    batches = decoded_ahead(encoded_batches(pending, step, batch_size), num_workers)
+    cells = tuple(autoencoder.black_moments().shape[-2:])
+    planned = ((info, output, step, autoencoder.geometry, cells) for info, output in pending)
+    batches = decoded_ahead(encoded_batches(planned, batch_size), num_workers)
     frames = 0
     with tqdm(
         total=sum(-(-info.rows // step) for info, _ in pending),
@@ -293,18 +307,21 @@ def encode_all(
             bar.set_postfix_str(info.path.name)
             with tempfile.TemporaryFile(dir=output.parent) as scratch:
                 job, shape = encode_episode(batches, autoencoder, scratch, bar.update)
-                save_latents(output, mapped_moments(scratch, shape), {**source_facts(info), **facts}, **tensors(job))
+                metadata = {**source_facts(info), **facts, **({"camera": job.camera} if job.camera else {})}
+                save_latents(output, mapped_moments(scratch, shape), metadata, **tensors(job))
             frames += len(job.rows)
     return frames
 
 
 def encoded_batches(
-    pending: list[tuple[EpisodeInfo, Path]], step: int, batch_size: int
+    planned: Iterable[tuple[EpisodeInfo, Path, int, Geometry, tuple[int, int]]], batch_size: int
 ) -> Iterator[tuple[Job, bool, Callable[[], np.ndarray]]]:
-    """(job, whether its last batch, what decodes the batch's pictures), all episodes in one stream."""
-    for info, output in pending:
+    """(job, whether its last batch, what decodes the batch's pictures), all episodes in one stream.
+
+    planned: what `plan` takes, an episode each."""
+    for info, output, step, geometry, cells in planned:
         episode = Episode(info.path)
-        job = plan(info, episode, step, output)
+        job = plan(info, episode, step, output, geometry, cells)
         done = 0
         for encoded in episode.iter_encoded(job.rows, batch_size):
             rows = job.rows[done : done + len(encoded)]

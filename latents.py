@@ -7,9 +7,11 @@ episode tree, one latent_episode_<n>.pt per episode:
     actions     (N,) int64, chosen on seeing the row's frame
     tics        (N,) int64, tic of the row within its game; where it does not go on by tics_per_row a game begins
     held        (N,) bool, whether one action holds from this row until the next stored one
+    depth       (N, 2h, 2w) uint8 and
+    poses       (N, 4) float32, where they were recorded: see scenes.py
     metadata    plain Python: format_version, source, source_rows, source_bytes, tics_per_row (between stored rows),
                 tics_per_second, action_table, encoder_sha256, posterior, scaling_factor, preset, frame_width,
-                frame_height
+                frame_height, camera (where there is depth)
 
 and latent_black.pt at its root: parameters (1, M, h, w) of a black frame, metadata {format_version, encoder_sha256}.
 """
@@ -58,7 +60,7 @@ def open_latents(path: str | Path) -> dict[str, Any]:
     if stored["parameters"].dim() != 4:
         raise BadInput(f"{path}: `parameters` has shape {tuple(stored['parameters'].shape)}, expected (N, M, h, w)")
     stored.setdefault("metadata", {})
-    for name in ("actions", "tics", "held"):
+    for name in ("actions", "tics", "held", "depth", "poses"):
         if name in stored:
             stored[name] = torch.as_tensor(stored[name])
             if len(stored[name]) != len(stored["parameters"]):
@@ -72,7 +74,8 @@ def open_latents(path: str | Path) -> dict[str, Any]:
 class LatentFile:
     """One latent file, its rows aligned by the rule of data_loader.py.
 
-    `actions`: int64 (T,).  `tics`: int64 (T,).  `held`: bool (T,) or None.  `starts`: rows at which a game begins."""
+    `actions`: int64 (T,).  `tics`: int64 (T,).  `held`: bool (T,) or None.  `starts`: rows at which a game begins.
+    `depth`: uint8 (T, 2h, 2w) and `poses`: float32 (T, 4), or None."""
 
     def __init__(self, path: Path, legacy_alignment: str = "before") -> None:
         """`legacy_alignment` is for files without metadata: "after" pairs parameters[t] with actions[t+1]."""
@@ -88,6 +91,7 @@ class LatentFile:
         self.tics_per_row = int(self.metadata.get("tics_per_row", 1))  # legacy: every row counts as a tic
         self.tics = stored["tics"].numpy() if "tics" in stored else np.arange(len(actions)) * self.tics_per_row
         self.held = stored["held"].numpy() if "held" in stored else None
+        self.depth, self.poses = stored.get("depth"), stored.get("poses")
         self.starts = np.concatenate(([0], np.flatnonzero(np.diff(self.tics) != self.tics_per_row) + 1))
         self.action_table = self.metadata.get("action_table")
         self.facts = {
@@ -95,6 +99,7 @@ class LatentFile:
             "tics_per_row": self.tics_per_row,
             "tics_per_second": float(self.metadata.get("tics_per_second", 35.0)),
             "encoder_sha256": self.metadata.get("encoder_sha256"),
+            "camera": self.metadata.get("camera"),
         }
 
     def rows(self, first: int, end: int, step: int) -> Tensor:
@@ -123,7 +128,7 @@ def save_latents(path: Path, moments: Tensor, metadata: dict[str, Any], **column
     """Writes a latent file atomically.
 
     moments: (N, M, h, w), must own its storage: a slice would drag the rest of it into the file.
-    columns: actions, tics, held, (N,) each."""
+    columns: actions, tics, held, (N,) each, and where recorded depth and poses."""
     if moments.untyped_storage().nbytes() != moments.numel() * moments.element_size():
         raise ValueError("moments are a slice of something larger; clone them first")
     columns = {name: column.clone() for name, column in columns.items()}

@@ -34,6 +34,8 @@ SKETCH = 4  # a cell's grey sketch is SKETCH x SKETCH, in which past frames are 
 SHIFTS = (6, 12)  # farthest shift compared along columns and along rows, in the sketch's pixels, in SIDES steps a side
 SIDES = 6
 MATCH_UNITS = 5.0  # by which differences of matches are brought to the size of latents
+FIELDS = 8  # flows over the picture, of which the frame as a whole says how much of each
+CAMERA_NUMBERS = 4  # ahead, right, up and a left turn, see scenes.py
 STILL_PIXELS = 0.5  # a cell of which nothing moves further keeps its code as it is
 
 
@@ -89,8 +91,10 @@ class MotionModel(ModelMixin, ConfigMixin):
         self.flow_of_keys = nn.Linear(known, 2 * latent_height * latent_width)
         self.know = nn.Sequential(nn.Linear(known + 2 * width, known), nn.SiLU(), nn.Linear(known, known), nn.SiLU())
         self.flow_of_known = nn.Linear(known, 2 * latent_height * latent_width)
+        self.amounts = nn.Linear(known, FIELDS)
+        self.tell_camera = nn.Linear(known, CAMERA_NUMBERS * seen_frames)
         self.body = nn.ModuleList(_Residual(width, dilation, known) for dilation in (1, 2, 4, 1))
-        self.conv_out = nn.Conv2d(width, 3 * flow_per_cell**2, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, (1 + 2 * FIELDS) * flow_per_cell**2, 3, padding=1)
         self.conv_std = nn.Conv2d(width, 1, 3, padding=1)
         for last in (self.flow_of_keys, self.flow_of_known, self.conv_out, self.conv_std):  # nothing moves at first
             nn.init.zeros_(last.weight)
@@ -100,17 +104,19 @@ class MotionModel(ModelMixin, ConfigMixin):
         """Latents (B, T, C, h, w) -> small grey pictures (B, T, SKETCH*h, SKETCH*w), about [-1, 1]."""
         return pixel_shuffle(self.draw_sketch(latents.flatten(0, 1)), SKETCH).unflatten(0, latents.shape[:2])[:, :, 0]
 
-    def forward(self, latents: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, latents: Tensor, actions: Tensor, with_camera: bool = False) -> tuple[Tensor, ...]:
         """latents: (B, >= seen_frames, C, h, w), oldest first.  actions: (B, as many) int64.
 
         Returns the flow (B, 2, f*h, f*w) with f = flow_per_cell, x before y: how far from each place of the next frame
         that which is seen there lay in the last one, in halves of the padded picture's width and height; and the
-        standard deviation (B, 1, h, w) of the next latents about the last ones so moved. Both float32."""
+        standard deviation (B, 1, h, w) of the next latents about the last ones so moved. Both float32.
+        with_camera: and how the camera moved from each seen frame to the one after it, (B, seen_frames, 4), in the
+        units of scenes.py: asked for in training, so that what the flow depends on is learned."""
         config = self.config
         seen, h, w = config.seen_frames, config.latent_height, config.latent_width
         latents, actions = latents[:, -seen:], actions[:, -seen:]
-        places = _places(h, w, latents).expand(len(latents), -1, -1, -1)  # (B, 2, h, w)
-        seen_here = [latents.flatten(1, 2), _matches(self.sketch(latents)), places]
+        where = places(h, w, latents).expand(len(latents), -1, -1, -1)  # (B, 2, h, w)
+        seen_here = [latents.flatten(1, 2), _matches(self.sketch(latents)), where]
         features = self.conv_in(torch.cat(seen_here, dim=1))
         told, weight = self.look_around(silu(features)).flatten(2).chunk(2, dim=1)  # (B, width, h*w) each
         told = (told * weight.float().softmax(dim=2).to(told.dtype)).sum(dim=2)
@@ -121,11 +127,13 @@ class MotionModel(ModelMixin, ConfigMixin):
         for block in self.body:
             features = block(features, known)
         features = silu(features)
-        here = pixel_shuffle(self.conv_out(features), config.flow_per_cell)  # (B, 3, f*h, f*w)
-        share, extra = torch.sigmoid(here[:, :1] + 3), here[:, 1:]
+        here = pixel_shuffle(self.conv_out(features), config.flow_per_cell)  # (B, 1 + 2*FIELDS, f*h, f*w)
+        share, fields = torch.sigmoid(here[:, :1] + 3), here[:, 1:].unflatten(1, (FIELDS, 2))
+        extra = (fields * self.amounts(known)[:, :, None, None, None]).sum(dim=1)
         between = torch.sigmoid(self.conv_std(features).float())
         std = LEAST_STD * (MOST_STD / LEAST_STD) ** between
-        return (UNITS * (share * of_known + extra)).float(), std
+        flow = (UNITS * (share * of_known + extra)).float()
+        return (flow, std, self.tell_camera(known).unflatten(1, (seen, -1)).float()) if with_camera else (flow, std)
 
 
 def _matches(sketches: Tensor) -> Tensor:
@@ -149,7 +157,7 @@ def _matches(sketches: Tensor) -> Tensor:
     return MATCH_UNITS * torch.cat(costs, dim=1)
 
 
-def _places(height: int, width: int, like: Tensor) -> Tensor:
+def places(height: int, width: int, like: Tensor) -> Tensor:
     """(1, 2, height, width): x and y of each cell's middle, -1 to 1 from edge to edge."""
     rows = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) * (2 / height) - 1
     columns = (torch.arange(width, device=like.device, dtype=torch.float32) + 0.5) * (2 / width) - 1
@@ -163,7 +171,7 @@ def warp(pixels: Tensor, flow: Tensor) -> Tensor:
     Jaderberg et al. 2015, eq. 5."""
     height, width = pixels.shape[-2:]
     flow = interpolate(flow.float(), (height, width), mode="bilinear")
-    grid = (_places(height, width, flow) + flow).permute(0, 2, 3, 1)  # (B, H', W', 2)
+    grid = (places(height, width, flow) + flow).permute(0, 2, 3, 1)  # (B, H', W', 2)
     return grid_sample(pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -18,6 +18,8 @@ from command_line import BadInput
 MAX_NOISE_LEVEL = 0.3  # of what is seen: in play it is the model's own
 LIKELIHOOD_SHARE = 0.05  # of the loss, that of the errors to expect
 SKETCH_SHARE = 0.1  # and that of the grey sketches in which past frames are compared
+FLOW_SHARE = 5.0  # that of a known flow's error, in halves of the picture
+CAMERA_SHARE = 0.1  # that of the camera's motions
 STILL_ERROR = 1e-4  # mean square below which two frames are the same one, 40 dB
 
 
@@ -61,11 +63,13 @@ def main(args: argparse.Namespace) -> None:
     )
 
     import torch
+    from torch.nn.functional import smooth_l1_loss
 
     from data_loader import WindowDataset
     from diffusion import seeded_generator
     from model import load_autoencoder
     from motion import SEEN_FRAMES, MotionModel, Mover, likelihood_loss, photometric_loss, sketch_loss, warp
+    from scenes import camera_motions, scene_flow
     from training import TrainingRun, make_accelerator
 
     accelerator = make_accelerator(args)
@@ -74,6 +78,7 @@ def main(args: argparse.Namespace) -> None:
     black = autoencoder.black_moments()
     channels, height, width = autoencoder.sample_latents(black).shape[1:]
     windows = {"context_length": SEEN_FRAMES, "frame_stride": stride, "kind": "latents", "black_moments": black}
+    windows["with_scene"] = True
     dataset, held_out = WindowDataset(train_paths, **windows), WindowDataset(held_out_paths, **windows)
     if dataset.encoder_sha256 not in (None, autoencoder.encoder_sha256):
         raise BadInput(f"{args.dataset_basepath}: latents of another encoder than {source}; name theirs")
@@ -88,8 +93,10 @@ def main(args: argparse.Namespace) -> None:
     run = TrainingRun(args, accelerator, motion, identity, learning_rate=args.learning_rate, unit="frames")
     if run.was_finished("motion"):
         return
+    has_depth = dataset.camera is not None
     validation = Validation(run, motion, autoencoder, held_out, args.num_validation_windows)
-    run.write(f"{sum(p.numel() for p in run.parameters) / 1e6:.2f}M parameters, {len(dataset)} windows")
+    known = "with depth" if has_depth else "without depth (record it with --record_depth)"
+    run.write(f"{sum(p.numel() for p in run.parameters) / 1e6:.2f}M parameters, {len(dataset)} windows {known}")
     run.begin()
     batches = run.batches(dataset, args.batch_size)
     mover = Mover(motion, autoencoder)
@@ -108,11 +115,17 @@ def main(args: argparse.Namespace) -> None:
                 for g in generators
             ]
         ).to(latents)
-        flow, std = run.model((latents + noise)[:, :-1], batch["actions"])
+        flow, std, camera = run.model((latents + noise)[:, :-1], batch["actions"], with_camera=True)
         likelihood = likelihood_loss(mover.moved(latents[:, -2], flow, last), latents[:, -1], std)
         sketched = sketch_loss(motion.sketch(latents[:, -2:-1])[:, 0], last)
         loss = photometric_loss(warp(last, flow), target, flow)
-        return loss + LIKELIHOOD_SHARE * likelihood + SKETCH_SHARE * sketched
+        loss = loss + LIKELIHOOD_SHARE * likelihood + SKETCH_SHARE * sketched
+        if has_depth:
+            true, is_known = scene_flow(batch["depth"], batch["poses"][:, -2:], dataset.camera)
+            off = ((flow - true).abs().sum(dim=1, keepdim=True) * is_known).mean()
+            moved = camera_motions(batch["poses"])[:, -SEEN_FRAMES:]
+            loss = loss + FLOW_SHARE * off + CAMERA_SHARE * smooth_l1_loss(camera, moved)
+        return loss
 
     while True:
         is_over = run.is_over()
@@ -154,15 +167,23 @@ class Validation:
         import torch
 
         from motion import warp
+        from scenes import scene_flow
 
         device = self.autoencoder.device
-        errors = []
+        errors, flow_errors = [], []
         with self.run.averaged(), torch.no_grad():
             for index in self.indices:
                 item = self.held_out[index]
                 latents = self.autoencoder.sample_latents(item["moments"][None].to(device).float())
                 last, target = self.autoencoder.decode_latents(latents[0, -2:]).clamp(-1, 1).split(1)
-                moved = warp(last, self.motion(latents[:, :-1], item["actions"][None].to(device))[0])
+                flow = self.motion(latents[:, :-1], item["actions"][None].to(device))[0]
+                moved = warp(last, flow)
+                if "depth" in item:
+                    scene = (item["depth"][None].to(device), item["poses"][None, -2:].to(device))
+                    true, is_known = scene_flow(*scene, self.held_out.camera)
+                    size = flow.new_tensor([last.shape[3] / 2, last.shape[2] / 2])[:, None, None]
+                    lengths = ((each * size).norm(dim=1, keepdim=True)[is_known].mean() for each in (flow - true, true))
+                    flow_errors.append([float(length) for length in lengths])
                 errors.append([float((pixels - target).square().mean()) / 4 for pixels in (last, moved)])
         errors = torch.tensor(errors)  # (windows, 2), mean squares, 1 being white for black
         changing = errors[errors[:, 0] > STILL_ERROR]
@@ -171,8 +192,14 @@ class Validation:
             self.run.write(f"{when}: nothing moves here that a motion model could learn")
             return
         held, moved = (float(column) for column in (-10 * changing.log10()).mean(dim=0))
-        self.run.log(held_db=held, moved_db=moved)
-        self.run.write(f"{when}: the last one is {held:.2f} dB from the next, moved ahead {moved:.2f} dB")
+        figures = {"held_db": held, "moved_db": moved}
+        text = f"{when}: the last one is {held:.2f} dB from the next, moved ahead {moved:.2f} dB"
+        if flow_errors:
+            off, length = torch.tensor(flow_errors)[errors[:, 0] > STILL_ERROR].nanmean(dim=0).tolist()
+            figures |= {"flow_error_pixels": off, "flow_pixels": length}
+            text += f", its flow {off:.2f} pixels off where the scene's is {length:.2f} long"
+        self.run.log(**figures)
+        self.run.write(text)
 
     def save_model(self) -> None:
         """Writes `motion/` with the averaged weights."""

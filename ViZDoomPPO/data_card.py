@@ -31,6 +31,9 @@ COLUMNS = {  # what a row's columns mean
     "position_x": "place on the map, map units",
     "position_y": "place on the map, map units",
     "position_angle": "where the player looks, degrees, counter-clockwise from east",
+    "camera_z": "how high the eye is, map units",
+    "depth": "how far what is seen lies ahead, every 4th pixel of every 4th row, as a grey PNG: 0 weapon and status "
+    "bar, which do not move with the world, else steps of the footer's `camera.units_per_depth` map units",
     "reward": "what the action earned until the next row",
     "dead": "whether the player is dead in that picture",
 }

@@ -135,9 +135,11 @@ class EpisodeWriter:
         fields = [("frames", pa.binary()), ("actions", pa.int64()), ("step_ids", pa.int64())]
         fields += [(name, _arrow_type(value)) for name, value in columns.items()]
         self._schema = pa.schema(fields, metadata={METADATA_KEY: json.dumps(metadata).encode()})
-        others = [name for name, _ in fields[1:]]
+        pictures = [name for name, kind in fields if kind == pa.binary()]
+        others = [name for name, kind in fields if kind != pa.binary()]
+        compression = {**dict.fromkeys(pictures, "NONE"), **dict.fromkeys(others, "SNAPPY")}
         options = {
-            "compression": {"frames": "NONE", **dict.fromkeys(others, "SNAPPY")},  # pictures are compressed already
+            "compression": compression,  # pictures are compressed already
             "use_dictionary": others,  # neither a dictionary nor min/max of pictures: both would hold whole pictures
             "write_statistics": others,
         }
@@ -181,6 +183,8 @@ class EpisodeWriter:
 def _arrow_type(value: object) -> pa.DataType:
     if isinstance(value, bool | np.bool_):
         return pa.bool_()
+    if isinstance(value, bytes):
+        return pa.binary()
     return pa.int64() if isinstance(value, int | np.integer) else pa.float32()
 
 
@@ -330,6 +334,8 @@ class EpisodeRecorder(gymnasium.Wrapper):
             metadata["game_seed"] = int(self._game_seed)
         if hasattr(self.env.unwrapped, "bots"):
             metadata["bots"] = self.env.unwrapped.bots
+        if getattr(self.env.unwrapped, "camera", None):  # how pictures, depth and places go together
+            metadata["camera"] = self.env.unwrapped.camera
         return EpisodeWriter(folder / episode_file(number), metadata, columns)
 
     def _rendered(self) -> np.ndarray:

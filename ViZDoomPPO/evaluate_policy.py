@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--json", type=Path, help="file to write the figures to, of every episode too")
     add_device_flag(arguments)
     fixed = {"env": None, "image_format": "jpeg", "image_quality": 90, "record_stride": 1, "split": SPLITS[1]}
+    fixed |= {"record_depth": False}
     arguments.set_defaults(**fixed)  # of a recording, which this is none of
     return arguments
 

@@ -25,6 +25,7 @@ VARIABLES = (
     "POSITION_X",
     "POSITION_Y",
     "ANGLE",
+    "CAMERA_POSITION_Z",
     "DEAD",
 )
 

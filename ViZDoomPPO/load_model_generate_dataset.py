@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image_format", choices=("jpeg", "png"), default="jpeg", help="how frames are stored")
     add("--image_quality", type=int, default=90, help="JPEG quality, 1 to 95")
     add("--record_stride", type=int, default=1, help="record every n-th tic; divides the 4 tics of an agent step")
+    add("--record_depth", action="store_true", help="record Doom's depth and the eye's height too, for train_motion.py")
     add("--split", choices=SPLITS, default="train", help="eval episodes serve validation; their games differ")
     add("--seed", type=int, default=0, help="of the games and of the actions drawn")
     add("--num_workers", type=int, help="games played at once, a process each; default: as many as there are cores")
@@ -106,6 +107,9 @@ def check_flags(args: argparse.Namespace) -> None:
         raise BadInput("--ray needs Ray; run: pip install -r ViZDoomPPO/ray_requirements.txt, here and on every node")
     if args.ray is not None and args.device not in ("auto", "cpu"):
         raise BadInput(f"--device {args.device} with --ray: recorders in a cluster play on CPUs; leave out --device")
+    if args.record_depth and (args.env or args.output == "gif"):
+        other = f"--env {args.env}" if args.env else "--output gif"
+        raise BadInput(f"--record_depth: only episodes of Doom have a depth, not {other}; leave it out")
     if args.policy == EXPLORE and args.env:
         raise BadInput(f"--policy explore knows Doom's buttons, --env {args.env} has others; use --policy random")
     is_file = args.policy in BUILT_IN or Path(args.policy).exists()

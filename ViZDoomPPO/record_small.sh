@@ -18,7 +18,7 @@ fi
 export PYTHON OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 record() {
-    "$PYTHON" "$here/load_model_generate_dataset.py" --screen_resolution RES_160X120 --record_stride 2 \
+    "$PYTHON" "$here/load_model_generate_dataset.py" --screen_resolution RES_160X120 --record_stride 2 --record_depth \
         --episode_tics 2100 --output parquet "$@"
 }
 
@@ -33,4 +33,4 @@ for level in 1 2 3 4 5; do
     record --output_dir "$out/agent" --level $level --bots 6 --episodes 16 "$@"
 done
 # An agent from its first step on, 4 tics each; train_deathmatch_simple.sh goes on to the shipped agent's 425,000.
-sh "$here/train_deathmatch_simple.sh" "$out/training" 205000 "$@"
+sh "$here/train_deathmatch_simple.sh" "$out/training" 425000 --record_depth "$@"

@@ -49,6 +49,7 @@ class Recording:
     image_format: str
     image_quality: int
     record_stride: int
+    record_depth: bool
     split: str
     seed: int
     agent: tuple[tuple[str, Any], ...] = ()  # what the policy sees of Doom and is rewarded for, as DoomEnv takes it
@@ -61,7 +62,8 @@ class Recording:
         from doom_env import DoomEnv
 
         names = ("scenario", "level", "bots", "episode_tics", "screen_resolution", "action_set", "seed")
-        return DoomEnv(**{name: getattr(self, name) for name in names}, tics_per_look=tics_per_look, **dict(self.agent))
+        looks = {"tics_per_look": tics_per_look, "report_depth": self.record_depth}
+        return DoomEnv(**{name: getattr(self, name) for name in names}, **looks, **dict(self.agent))
 
     def policy_name(self) -> str:
         return self.policy if self.policy in BUILT_IN else Path(self.policy).stem
@@ -75,6 +77,8 @@ class Recording:
 
         What only the policy file decides is left out: its SHA-256 stands for it."""
         shared = {name: value for name, value in asdict(self).items() if name not in ("agent", "repeat_probability")}
+        if not self.record_depth:  # folders older than this flag go on
+            del shared["record_depth"]
         return {"recorded_by": "generation", **shared, "policy": self.policy_name()}
 
 

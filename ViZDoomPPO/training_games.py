@@ -34,7 +34,8 @@ def env_maker(
         from gymnasium.wrappers import TransformReward
         from stable_baselines3.common.monitor import Monitor
 
-        looked_at = {"tics_per_look": args.record_stride}  # what is not recorded need not be drawn
+        # What is not recorded need not be drawn.
+        looked_at = {"tics_per_look": args.record_stride, "report_depth": args.record_depth}
         env = DoomEnv(
             level=level, seed=seed, **looked_at, **{name: getattr(args, name) for name in (*GAME_FLAGS, *AGENT_FLAGS)}
         )
