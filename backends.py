@@ -8,8 +8,10 @@ Knows no windows, noise, sampler or games. engine.py asks for one by name; scrip
 """
 
 import copy
+import functools
 import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,11 @@ class Backend:
         """Back end, device kind, precision: where all three are equal, equal games have equal frames."""
         return [self.name, device_kind(self.device), self.precision]
 
+    @property
+    def library(self) -> str:
+        """What computes, with its version."""
+        return f"torch {torch.__version__}"
+
     def __str__(self) -> str:
         return f"PyTorch on {self._place()}"
 
@@ -73,6 +80,12 @@ class OnnxBackend(Backend):
     """ONNX Runtime on the CPU. Draws one game after the other, so that no game's bits depend on those beside it."""
 
     name = "onnx"
+
+    @property
+    def library(self) -> str:
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__}"
 
     def __init__(self, loaded: LoadedWorldModel) -> None:
         """OSError where the cache folder cannot be written, RuntimeError where the networks cannot be exported."""
@@ -222,12 +235,23 @@ def build_backend(name: str, loaded: LoadedWorldModel) -> Backend:
 
 
 def device_kind(device: torch.device) -> str:
-    """What decides which kernels run: a GPU's name, a CPU's widest vector instructions."""
+    """What decides which kernels run: a GPU's name, a CPU's and its widest vector instructions."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        return f"cpu {_cpu_name()} {torch.backends.cpu.get_cpu_capability()}"
     return device.type
+
+
+@functools.cache
+def _cpu_name() -> str:
+    """The machine's kind, and where Linux tells it the processor's model, at most 60 characters."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{platform.machine()} {model}".strip()[:60]
 
 
 def threads(number: int) -> str:

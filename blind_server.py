@@ -99,7 +99,7 @@ class BlindServer:
     async def _show(self, websocket: WebSocket, rater: str) -> None:
         """Sends the next pair: what it takes to play it, then the films; after the last one the results."""
         clips = self.test.clips
-        pair, answered = self.test.next_pair(rater)
+        pair, answered = await asyncio.to_thread(self.test.next_pair, rater)  # it waits for answers being written
         if pair is None:
             everybody, own = self.test.results(), self.test.own_results(rater)
             lines = {"everybody": [str(each) for each in everybody], "own": [str(each) for each in own]}

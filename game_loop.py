@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ HISTORY_S = 150.0  # how far back a player can go
 RATE_FRAMES = 20  # over how many frames the real-time factor is measured
 JPEG_QUALITY = 90
 MOST_RECORDINGS, MOST_UNFINISHED = 50, 4  # of one player: in all, and at work at once after they were ended
+HEAVY = 3.0  # times the others' frames: more than the machine's noise
+SPARE_BYTES = 2**30  # of the disk, which recordings leave free
 
 
 class GameLoop(threading.Thread):
@@ -139,9 +142,16 @@ class GameLoop(threading.Thread):
             self._show_standing(player)
         if not player.is_playing:
             return not is_ready
-        if is_ready:
+        if is_ready and time.monotonic() >= player.rests_until_s:
             self._play(player)
+            self._rest(player)
         return True
+
+    def _rest(self, player: Player) -> None:
+        """Whose frames take far longer than the others', by their own settings, lets those play as long in between."""
+        others = [each.frame_s for each in self.seats.players() if each is not player and each.is_playing]
+        if others and player.frame_s > HEAVY * sum(others) / len(others):
+            player.rests_until_s = time.monotonic() + player.frame_s
 
     def _play(self, player: Player) -> None:
         began_s = time.perf_counter()
@@ -157,6 +167,8 @@ class GameLoop(threading.Thread):
         latent = player.state["latents"][0, -1].clone()  # a view would keep the whole window
         player.history.append(Moment(engine.frame_number, latent, action, settings, frame_digest(frame)))
         image = encode_jpeg(frame, JPEG_QUALITY)
+        engine_s = time.perf_counter() - began_s
+        player.frame_s = engine_s if player.frame_s == 0 else 0.8 * player.frame_s + 0.2 * engine_s
         if DREAM in player.recorders and not player.recorders[DREAM].add(frame, action):
             self.end_recording(player)
         picture = Picture(
@@ -164,7 +176,7 @@ class GameLoop(threading.Thread):
             engine.frame_number,
             number,
             action,
-            time.perf_counter() - began_s,
+            engine_s,
             self.real_time_factor,
             image,
         )
@@ -238,7 +250,7 @@ class GameLoop(threading.Thread):
 
     def _load(self, player: Player, contents: bytes) -> None:
         """Goes on from a save file, with the settings it was played with."""
-        save = unpack(contents, self.engine, self.checkpoint)
+        save = unpack(contents, self.engine, self.checkpoint, most_rows=self.history_frames)
         settings = checked_settings(self.engine, save.settings)
         player.settings = settings
         player.post("settings", {"type": "settings", **vars(settings)})
@@ -312,6 +324,8 @@ class GameLoop(threading.Thread):
         self._unfinished = [(owner, future) for owner, future in self._unfinished if not future.done()]
         if sum(owner is player for owner, _ in self._unfinished) >= MOST_UNFINISHED:
             raise BadInput("earlier recordings are still being written; try again in a while")
+        if _free_bytes(self.recordings) < SPARE_BYTES:
+            raise BadInput("the server's disk is nearly full, so nothing more is recorded")
         if player.recordings >= MOST_RECORDINGS:
             raise BadInput(f"{MOST_RECORDINGS} recordings are the most of one visit; open a new tab for more")
         player.recordings += 1
@@ -379,6 +393,11 @@ class GameLoop(threading.Thread):
             picture = self.besides.paired(player, picture, standing)
             self.besides.tell(player)
         player.show(picture)
+
+
+def _free_bytes(folder: Path) -> int:
+    """What is left of the disk on which a folder is, or will be made."""
+    return disk_usage(next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())).free
 
 
 def checked_settings(engine: GameEngine, wish: Message | dict[str, Any]) -> Settings:

@@ -22,7 +22,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad, pixel_shuffle, silu
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, grid_sample, interpolate, pad, pixel_shuffle, silu
 
 SEEN_FRAMES = 4
 PYRAMID = (1, 2, 4, 8, 16)  # pixels averaged before comparing: a far shift is only felt in a coarse picture
@@ -33,18 +33,22 @@ SURE_STD = 0.3  # below it a code is as good as known
 SKETCH = 4  # a cell's grey sketch is SKETCH x SKETCH, in which past frames are compared
 SHIFTS = (6, 12)  # farthest shift compared along columns and along rows, in the sketch's pixels, in SIDES steps a side
 SIDES = 6
+EVERY = 2  # of a sketch's pixels and rows so many are compared: half the time of a training step was comparing
 MATCH_UNITS = 5.0  # by which differences of matches are brought to the size of latents
+GROUPS = 8
+REGIONS = (2, 4)  # of the picture, whose matches are told to the whole
 FIELDS = 8  # flows over the picture, of which the frame as a whole says how much of each
 CAMERA_NUMBERS = 4  # ahead, right, up and a left turn, see scenes.py
 STILL_PIXELS = 0.5  # a cell of which nothing moves further keeps its code as it is
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions beside the identity; the first one dilated, to see far at little cost, and scaled and
-    shifted by what is known of the whole frame."""
+    """Two 3x3 convolutions beside the identity, on normalized features; the first one dilated, to see far at little
+    cost, and scaled and shifted by what is known of the whole frame."""
 
     def __init__(self, width: int, dilation: int, known: int) -> None:
         super().__init__()
+        self.norm = nn.GroupNorm(GROUPS, width)
         self.first = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         self.modulate = nn.Linear(known, 2 * width)
@@ -54,7 +58,7 @@ class _Residual(nn.Module):
     def forward(self, features: Tensor, known: Tensor) -> Tensor:
         """(B, width, h, w) and (B, known) -> (B, width, h, w)."""
         scale, shift = self.modulate(known)[:, :, None, None].chunk(2, dim=1)
-        inner = self.first(silu(features)) * (1 + scale) + shift
+        inner = self.first(silu(self.norm(features))) * (1 + scale) + shift
         return features + self.second(silu(inner))
 
 
@@ -84,12 +88,18 @@ class MotionModel(ModelMixin, ConfigMixin):
             nn.Conv2d(latent_channels, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, SKETCH**2, 3, padding=1)
         )
         self.conv_in = nn.Conv2d(seen_frames * latent_channels + matches + 2, width, 3, padding=1)
+        self.norm_in, self.norm_out = nn.GroupNorm(GROUPS, width), nn.GroupNorm(GROUPS, width)
         self.look_around = nn.Conv2d(width, 2 * width, 1)  # what each place tells the whole, and how loudly
         self.encode_keys = nn.Sequential(
             nn.Linear(seen_frames * embedding_dim, known), nn.SiLU(), nn.Linear(known, known), nn.SiLU()
         )
         self.flow_of_keys = nn.Linear(known, 2 * latent_height * latent_width)
-        self.know = nn.Sequential(nn.Linear(known + 2 * width, known), nn.SiLU(), nn.Linear(known, known), nn.SiLU())
+        regions = REGIONS[0] * REGIONS[1] * matches
+        # Normalized each by itself: a large input would drown the others, and silence the activations for good.
+        self.norm_told, self.norm_matches = nn.LayerNorm(width), nn.LayerNorm(regions)
+        self.know = nn.Sequential(
+            nn.Linear(known + width + regions, known), nn.SiLU(), nn.Linear(known, known), nn.SiLU()
+        )
         self.flow_of_known = nn.Linear(known, 2 * latent_height * latent_width)
         self.amounts = nn.Linear(known, FIELDS)
         self.tell_camera = nn.Linear(known, CAMERA_NUMBERS * seen_frames)
@@ -116,17 +126,18 @@ class MotionModel(ModelMixin, ConfigMixin):
         seen, h, w = config.seen_frames, config.latent_height, config.latent_width
         latents, actions = latents[:, -seen:], actions[:, -seen:]
         where = places(h, w, latents).expand(len(latents), -1, -1, -1)  # (B, 2, h, w)
-        seen_here = [latents.flatten(1, 2), _matches(self.sketch(latents)), where]
-        features = self.conv_in(torch.cat(seen_here, dim=1))
+        matches = _matches(self.sketch(latents))
+        features = self.norm_in(self.conv_in(torch.cat([latents.flatten(1, 2), matches, where], dim=1)))
         told, weight = self.look_around(silu(features)).flatten(2).chunk(2, dim=1)  # (B, width, h*w) each
         told = (told * weight.float().softmax(dim=2).to(told.dtype)).sum(dim=2)
         keys = self.encode_keys(self.action_embedding(actions).flatten(1))  # (B, known)
-        known = self.know(torch.cat([keys, told, features.mean(dim=(2, 3))], dim=1))
+        regions = self.norm_matches(adaptive_avg_pool2d(matches, REGIONS).flatten(1))
+        known = self.know(torch.cat([keys, self.norm_told(told), regions], dim=1))
         of_known = (self.flow_of_keys(keys) + self.flow_of_known(known)).unflatten(1, (2, h, w))
         of_known = interpolate(of_known, scale_factor=float(config.flow_per_cell), mode="bilinear")
         for block in self.body:
             features = block(features, known)
-        features = silu(features)
+        features = silu(self.norm_out(features))
         here = pixel_shuffle(self.conv_out(features), config.flow_per_cell)  # (B, 1 + 2*FIELDS, f*h, f*w)
         share, fields = torch.sigmoid(here[:, :1] + 3), here[:, 1:].unflatten(1, (FIELDS, 2))
         extra = (fields * self.amounts(known)[:, :, None, None, None]).sum(dim=1)
@@ -149,9 +160,11 @@ def _matches(sketches: Tensor) -> Tensor:
     offsets = [[(down * step // SIDES, 0) for step in steps], [(0, right * step // SIDES) for step in steps]]
     costs = []
     for along in offsets:
-        shifted = [earlier[..., down + y : down + y + height, right + x : right + x + width] for y, x in along]
-        cost = (torch.stack(shifted, dim=2) - later[:, :, None]).abs().flatten(1, 2)  # (B, (T - 1)*shifts, H, W)
-        cost = avg_pool2d(avg_pool2d(cost, SKETCH), 3, stride=1, padding=1, count_include_pad=False)
+        shifted = [
+            earlier[..., down + y : down + y + height : EVERY, right + x : right + x + width : EVERY] for y, x in along
+        ]
+        cost = (torch.stack(shifted, dim=2) - later[:, :, None, ::EVERY, ::EVERY]).abs().flatten(1, 2)
+        cost = avg_pool2d(avg_pool2d(cost, SKETCH // EVERY), 3, stride=1, padding=1, count_include_pad=False)
         cost = cost.unflatten(1, (-1, len(along)))
         costs.append((cost - cost.mean(dim=2, keepdim=True)).flatten(1, 2))
     return MATCH_UNITS * torch.cat(costs, dim=1)

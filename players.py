@@ -119,6 +119,8 @@ class Player:
     recordings: int = 0  # made so far
     recorders: dict[str, PlayRecorder] = field(default_factory=dict)  # at work now: of the dream, of the real game
     beside: Beside | None = None  # what was ever asked to stand beside the dream
+    frame_s: float = 0.0  # what a frame takes, of late
+    rests_until_s: float = 0.0  # no frame before then: the others play
     is_shown: bool = False  # whether the page was sent the frame that the game stands at; a new connection clears it
     # ---- both
     mailbox: Mailbox | None = None  # None: nobody is connected
@@ -168,6 +170,11 @@ class Player:
         with self.lock:
             wishes, self.wishes = self.wishes, {}
             return wishes
+
+    def is_watching(self) -> None:
+        """Somebody looks on while an agent or a recorded episode has the keys, and is not away."""
+        with self.lock:
+            self.last_input_s = time.monotonic()
 
     def pause(self, on: bool) -> None:
         with self.lock:

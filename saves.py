@@ -33,6 +33,8 @@ MOST_THREADS = 1024
 DIGEST_CHARS = 16
 DIGEST = re.compile(f"[0-9a-f]{{{DIGEST_CHARS}}}")
 MOST_CHARS = 100  # of what a save says of where it was made
+ROW_BYTES, FACTS_BYTES = 200, 16_384  # of a header: at most for a row of the log, and for all else
+FACTS_BRACKETS = 64
 
 
 class Logged(NamedTuple):
@@ -98,12 +100,15 @@ def checkpoint_id(engine: GameEngine) -> str:
 def drawn_by(engine: GameEngine) -> dict[str, Any]:
     """What decides which bits come out: games that are equal in it and in their logs have equal frames.
 
+    Other versions of a library sum in another order, and so does the same one on another CPU.
+
     The decoder is part of it, not of the checkpoint: with a sharper one the same game goes on."""
     back_end, device, precision = engine.backend.drawn_by
     return {
         "back_end": back_end,
         "device": device,
         "precision": precision,
+        "library": engine.backend.library,
         "threads": torch.get_num_threads() if engine.device.type == "cpu" else 0,  # sums are split among them
         "decoder": _digest_of(engine.autoencoder.vae.state_dict().items(), {})[:12],
     }
@@ -112,7 +117,7 @@ def drawn_by(engine: GameEngine) -> dict[str, Any]:
 def told(drawn_by: dict[str, Any]) -> str:
     """`drawn_by` for people."""
     threads = f", {drawn_by['threads']} threads" if drawn_by["threads"] else ""
-    words = f"{drawn_by['back_end']} on {drawn_by['device']}{threads}, {drawn_by['precision']}"
+    words = f"{drawn_by['back_end']} ({drawn_by['library']}) on {drawn_by['device']}{threads}, {drawn_by['precision']}"
     return f"{words}, decoder {drawn_by['decoder']}"
 
 
@@ -127,22 +132,32 @@ def pack(state: dict[str, Tensor], first_latents: Sequence[Tensor], log: Sequenc
     return bytes_of(tensors, {METADATA_KEY: json.dumps(facts)})
 
 
-def read_facts(contents: bytes) -> dict[str, Any]:
+def read_facts(contents: bytes, most_rows: int | None = None) -> dict[str, Any]:
     """The JSON object of a save file of this format; only `format_version`, `checkpoint`, `settings` and `drawn_by`
-    are checked, to their types. Raises BadInput."""
+    are checked, to their types. Raises BadInput.
+
+    most_rows: of the log, for a file from somebody else: a header that is longer, or nested more than such a log is,
+    is not even parsed, since a megabyte of brackets takes half a second."""
     try:
         header_bytes = int.from_bytes(contents[:8], "little")
-        facts = json.loads(json.loads(contents[8 : 8 + header_bytes])["__metadata__"][METADATA_KEY])
+        header = contents[8 : 8 + header_bytes]
+        if most_rows is not None:
+            is_long = len(header) > most_rows * ROW_BYTES + FACTS_BYTES
+            if is_long or header.count(b"[") + header.count(b"{") > most_rows + FACTS_BRACKETS:
+                raise BadInput(NOT_A_SAVE)
+        facts = json.loads(json.loads(header)["__metadata__"][METADATA_KEY])
         version = facts["format_version"]
         if version != FORMAT_VERSION:
             raise BadInput(f"this save is of format {version!r}, this program reads {FORMAT_VERSION}; play a new one")
-        texts = [facts["checkpoint"], *(facts["drawn_by"][n] for n in ("back_end", "device", "precision", "decoder"))]
+        named = ("back_end", "device", "precision", "library", "decoder")
+        facts["drawn_by"].setdefault("library", "an unknown library")  # in files from before it was told
+        texts = [facts["checkpoint"], *(facts["drawn_by"][name] for name in named)]
         threads = facts["drawn_by"]["threads"]
         kinds = {name: type(facts["settings"][name]) for name in ("steps", "guidance", "noise")}
         is_sound = all(type(text) is str and len(text) <= MOST_CHARS and text.isprintable() for text in texts)
         is_sound &= type(threads) is int and 0 <= threads <= MOST_THREADS
         is_sound &= kinds == {"steps": int, "guidance": float, "noise": int}
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise BadInput(NOT_A_SAVE) from None
     if not is_sound:
         raise BadInput(NOT_A_SAVE)
@@ -168,10 +183,12 @@ def _checked_log(rows: object, engine: GameEngine, last_frame: int) -> tuple[Log
     return log
 
 
-def unpack(contents: bytes, engine: GameEngine, checkpoint: str) -> Save:
-    """Reads a save file for this engine. Raises BadInput for anything else, and for the save of another checkpoint."""
+def unpack(contents: bytes, engine: GameEngine, checkpoint: str, most_rows: int | None = None) -> Save:
+    """Reads a save file for this engine. Raises BadInput for anything else, and for the save of another checkpoint.
+
+    most_rows: see `read_facts`."""
     config = engine.config
-    facts = read_facts(contents)
+    facts = read_facts(contents, most_rows)
     if facts["checkpoint"] != checkpoint:
         raise BadInput("this save belongs to another model; start play.py with the model it was made with")
     try:

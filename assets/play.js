@@ -29,13 +29,13 @@ let game = -1, timeline = -1; // which game, and how many jumps within the sessi
 let kept = []; // {frame, blob} of the past minutes, oldest first
 let reviewed = null; // the kept frame that is looked at while the game stands still
 let isPaused = false, isAway = false; // isAway: a key is needed to come back
+let isBack = false; // on a new connection: another window may have jumped meanwhile
 let inputNumber = 0, buttonsDown = 0;
 let settings = {}; // steps, guidance, noise: as the server has them, or was just asked to
 let asked = {}; // settings last sent: what says yes to older ones comes too late to be shown
 const isLastAsked = (reply) => Object.entries(asked).every(([name, value]) => reply[name] === value);
 let newest = null; // decoded, not painted yet
 let saves = []; // {name, contents}
-let saveName = "save"; // of the save that is under way
 
 // ---------------------------------------------------------------------------------------------- connection
 
@@ -80,12 +80,13 @@ function received(message) {
 
 function welcome(message) {
   model = message;
+  if (message.session !== session) game = -1;
   session = message.session;
   sessionStorage.setItem("session", session);
   inputNumber = 0;
   isPaused = false;
-  game = -1;
-  reviewed = null;
+  isBack = true;
+  leaveReview();
   statistics.clear();
   canvas.width = message.width;
   canvas.height = message.height;
@@ -103,11 +104,12 @@ function welcome(message) {
 }
 
 function jumped(message) {
-  if (message.game !== game) kept = [];
-  kept = kept.filter(({ frame }) => frame < message.frame);
+  const isKnown = message.game === game && (!isBack || message.timeline === timeline);
+  kept = isKnown ? kept.filter(({ frame }) => frame < message.frame) : [];
   game = message.game;
   timeline = message.timeline;
-  reviewed = null;
+  isBack = false;
+  leaveReview();
   statistics.interrupt();
   beside.interrupt();
 }
@@ -125,22 +127,25 @@ async function receiveBytes(buffer) {
   };
   [frame.bitmap, frame.realBitmap] = await Promise.all([frame.blob, frame.real?.blob].map((blob) => blob && createImageBitmap(blob)));
   send({ type: "seen", timeline: frame.timeline, frame: frame.frame });
-  if (frame.timeline !== timeline || (newest !== null && newest.timeline === timeline && newest.frame > frame.frame)) return;
+  if (frame.timeline !== timeline || (newest !== null && newest.timeline === timeline && newest.frame > frame.frame)) return discard(frame);
   kept.push({ frame: frame.frame, blob: frame.blob, real: frame.real });
   const most = Math.round(model.history_s * model.frames_per_second);
   if (kept.length > most) kept.splice(0, kept.length - most);
-  if (reviewed !== null) return;
-  newest?.bitmap.close();
-  newest?.realBitmap?.close();
-  const isFirst = newest === null;
+  if (reviewed !== null) return discard(frame);
+  if (newest === null) requestAnimationFrame(paint);
+  else discard(newest);
   newest = frame;
-  if (isFirst) requestAnimationFrame(paint);
+}
+
+function discard({ bitmap, realBitmap }) {
+  bitmap.close();
+  realBitmap?.close();
 }
 
 function paint() {
   const frame = newest;
   newest = null;
-  if (reviewed !== null) return;
+  if (reviewed !== null) return discard(frame);
   draw(frame.bitmap);
   beside.paint(frame.real, frame.realBitmap);
   document.body.dataset.frame = frame.frame;
@@ -178,12 +183,15 @@ function comeBack() {
     connection.open();
   }
   if (!connection.isOpen) return false;
-  if (reviewed !== null) {
-    if (reviewed !== kept.at(-1)) send({ type: "rewind", timeline, frame: reviewed.frame });
-    reviewed = null;
-  }
+  if (reviewed !== null && reviewed !== kept.at(-1)) send({ type: "rewind", timeline, frame: reviewed.frame });
+  leaveReview();
   if (isPaused) setPaused(false);
   return true;
+}
+
+function leaveReview() {
+  reviewed = null;
+  if (document.activeElement === slider) stage.focus(); // arrows and Space are the game's again
 }
 
 function setPaused(on) {
@@ -217,10 +225,11 @@ async function review() {
   const looked = reviewed;
   showClock();
   say("Any key of the game plays on from here.", true, true);
-  const bitmap = await createImageBitmap(looked.blob), real = looked.real && (await createImageBitmap(looked.real.blob));
-  if (reviewed !== looked) return;
+  const bitmap = await createImageBitmap(looked.blob);
+  const realBitmap = looked.real && (await createImageBitmap(looked.real.blob));
+  if (reviewed !== looked) return discard({ bitmap, realBitmap });
   draw(bitmap);
-  if (real) beside.review(looked.real, real);
+  if (realBitmap) beside.review(looked.real, realBitmap);
 }
 
 slider.addEventListener("input", review);
@@ -231,7 +240,7 @@ stage.addEventListener("click", (event) => {
 });
 at("new_game").addEventListener("click", () => {
   send({ type: "restart", start: Math.floor(Math.random() * Math.max(1, model?.starts ?? 1)) });
-  reviewed = null;
+  leaveReview();
   if (isPaused) setPaused(false);
 });
 bar.addEventListener("mousedown", (event) => event.target.closest("button") && event.preventDefault()); // keeps the focus
@@ -357,15 +366,20 @@ at("save_statistics").addEventListener("click", () => {
 
 at("save_form").addEventListener("submit", (event) => {
   event.preventDefault();
-  const name = at("save_name").value.trim() || `save ${saves.length + 1}`;
-  saveName = name;
-  send({ type: "save", name });
+  send({ type: "save", name: at("save_name").value.trim() || `save ${saves.length + 1}` });
   at("save_name").value = "";
   stage.focus();
 });
 
+// The name that a save file tells in its header; saves.py has the format.
+function nameOf(contents) {
+  const headerBytes = new DataView(contents).getUint32(0, true); // of a 64-bit number the lower half
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(contents, 8, headerBytes)));
+  return JSON.parse(header.__metadata__.neural_game_engine).name;
+}
+
 function keepSave(contents) {
-  const save = { name: saveName, contents };
+  const save = { name: nameOf(contents), contents };
   saves = [save, ...saves];
   const line = document.createElement("li"), name = document.createElement("span");
   name.textContent = save.name;
@@ -389,7 +403,7 @@ function load(contents) {
   message[0] = SAVE;
   message.set(new Uint8Array(contents), 1);
   send(message);
-  reviewed = null;
+  leaveReview();
   if (isPaused) setPaused(false);
   stage.focus();
 }

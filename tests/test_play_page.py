@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from actions import action_table, table_rows
-from play_runs import Serving, serving, until
+from play_runs import Serving, next_frame, next_letter, send, serving, until
 from tiny_models import tiny_world_model
 from toy_dream import learned_toy_world
+
+from messages import SAVE
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(
@@ -39,6 +41,20 @@ SQUARE_X = """() => {
   }
   return sum > 0 ? weighted / sum / width : -1;
 }"""
+
+# Save files stay in window.heldSaves until they are called.
+HOLD_SAVES = f"""
+  window.heldSaves = [];
+  window.WebSocket = class extends WebSocket {{
+    set onmessage(take) {{
+      super.onmessage = take && ((event) => {{
+        const isSave = event.data instanceof ArrayBuffer && new Uint8Array(event.data)[0] === {SAVE};
+        if (isSave) window.heldSaves.push(() => take(event));
+        else take(event);
+      }});
+    }}
+  }};
+"""
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +134,28 @@ def test_the_slider_goes_back_and_play_goes_on_from_there(page: "playwright.Page
     playing(page)
 
 
+def test_after_going_back_by_keyboard_the_keys_play_again(doom_page: "playwright.Page") -> None:
+    page = doom_page
+
+    def is_at(name: str) -> bool:
+        return page.evaluate("document.activeElement.id") == name
+
+    until(lambda: frame(page) > 20, "there is a past")
+    until(lambda: page.keyboard.press("Tab") or is_at("slider"), "Tab comes to the slider")
+    for _ in range(10):
+        page.keyboard.press("ArrowLeft")
+    until(lambda: "plays on from here" in notice(page), "the slider shows the past")
+    present = frame(page)
+    page.keyboard.press("Enter")
+    assert is_at("stage")
+    for key, action in (("ArrowLeft", "TURN_LEFT"), ("Space", "ATTACK")):
+        page.keyboard.down(key)
+        until(lambda action=action: page.locator("body").get_attribute("data-action") == action, f"{key} plays")
+        page.keyboard.up(key)
+    until(lambda: frame(page) > present, "the game goes on")
+    assert notice(page) == "" and page.locator("#clock").inner_text().startswith("live")
+
+
 def test_pause_holds_the_game_and_a_key_of_the_game_plays_on(page: "playwright.Page") -> None:
     page.keyboard.press("p")
     until(lambda: "Paused" in notice(page), "the page says that the game is paused")
@@ -149,6 +187,23 @@ def test_a_game_is_saved_downloaded_and_loaded_again(page: "playwright.Page", tm
     page.set_input_files("#save_file", {"name": "x.save", "mimeType": "", "buffer": b"no save at all"})
     until(lambda: "no save" in notice(page), "another file is refused")
     playing(page)
+
+
+def test_a_save_has_its_own_name_though_the_next_one_is_asked_for_before_it_comes(
+    browser: "playwright.Browser", server: Serving
+) -> None:
+    page = browser.new_page()
+    page.add_init_script(HOLD_SAVES)
+    page.goto(server.address)
+    playing(page)
+    for number, name in enumerate(("first", "second"), start=1):
+        page.locator("#save_form").evaluate(
+            "(form, name) => { form.elements[0].value = name; form.requestSubmit(); }", name
+        )
+        until(lambda number=number: page.evaluate("heldSaves.length") == number, f"the {name} save is on its way")
+    page.evaluate("heldSaves.forEach((deliver) => deliver())")
+    assert page.locator("#saves li > span:first-child").all_text_contents() == ["second", "first"]
+    page.close()
 
 
 def test_a_window_that_loses_the_focus_holds_no_key(page: "playwright.Page") -> None:
@@ -279,6 +334,8 @@ def tiny_page(browser: "playwright.Browser", tmp_path: Path, request: pytest.Fix
 def test_a_connection_that_falls_silent_is_said_to_be_lost_and_the_game_goes_on_when_it_can(tiny_page: tuple) -> None:
     page, server = tiny_page
     session = page.evaluate("sessionStorage.getItem('session')")
+    until(lambda: frame(page) > 20, "there is a past")
+    first, present = page.locator("#slider").get_attribute("min"), frame(page)
     os.kill(server.process.pid, signal.SIGSTOP)  # as a network that is gone: nothing is closed, nothing comes
     try:
         until(lambda: "connection is lost" in notice(page), "the page says that the connection is lost")
@@ -287,6 +344,27 @@ def test_a_connection_that_falls_silent_is_said_to_be_lost_and_the_game_goes_on_
     until(lambda: notice(page) == "", "the page is connected again")
     playing(page)
     assert page.evaluate("sessionStorage.getItem('session')") == session
+    assert page.locator("#slider").get_attribute("min") == first, "the past is still there"
+    page.locator("#slider").evaluate("slider => { slider.value = 5; slider.dispatchEvent(new Event('input')); }")
+    until(lambda: "plays on from here" in notice(page), "the slider shows the past")
+    page.keyboard.press("Enter")
+    until(lambda: 5 <= frame(page) < present, "play goes on from there")
+
+
+@pytest.mark.parametrize("tiny_page", [10.0], indirect=True)
+def test_a_past_that_another_window_has_rewound_is_forgotten(tiny_page: tuple) -> None:
+    page, server = tiny_page
+    until(lambda: frame(page) > 20, "there is a past")
+    first = int(page.locator("#slider").get_attribute("min"))
+    with server.join(page.evaluate("sessionStorage.getItem('session')")) as other:
+        until(lambda: "another window" in notice(page), "the other window has the game")
+        jump = next_letter(other, "jumped")
+        send(other, type="rewind", timeline=jump["timeline"], frame=10)
+        next_frame(other, lambda picture: picture.timeline > jump["timeline"])
+    page.keyboard.press("a")
+    until(lambda: notice(page) == "", "this window has it again")
+    playing(page)
+    assert int(page.locator("#slider").get_attribute("min")) >= 10 > first
 
 
 @pytest.mark.parametrize("tiny_page", [100_000.0], indirect=True)
