@@ -400,9 +400,15 @@ def test_the_agent_plays_the_dream_alone_when_it_can_see_it(table: Table) -> Non
         table.loop.serve(player)
         actions.add(player.mailbox.pictures[-1].action)
     assert len(actions) > 3  # nobody has touched a key
+    player.last_input_s = 0.0
+    table.loop.serve(player)
+    assert player.last_input_s > 0, "who looks on is not away"
     wish(player, "agent", on=False)
     table.loop.serve(player)
     assert player.mailbox.pictures[-1].action == named(FULL, "NOOP")
+    player.last_input_s = 0.0
+    table.loop.serve(player)
+    assert player.last_input_s == 0, "who does nothing is"
     policy = dataclasses.replace(random_policy(FULL), see=None)
     table.loop.besides.companions.policy = policy
     wish(player, "agent", on=True)

@@ -327,6 +327,30 @@ def test_a_recording_ends_with_a_word_where_it_is_too_long_or_the_disk_too_slow(
     assert said.startswith("Recorded 6 frames: ") and said.endswith("0.01 minutes at most")
 
 
+def test_nothing_is_recorded_on_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = GameLoop(GameEngine(tiny_world_model()), Seats(2, Settings(1, 1.0, 0)), tmp_path / "not" / "there")
+    player = Player(Settings(1, 1.0, 0), mailbox=Box())
+    monkeypatch.setattr(game_loop, "disk_usage", lambda folder: SimpleNamespace(free=10**9 if folder.exists() else 0))
+    player.wish("record", parse('{"type":"record","on":true,"episode":false}'))
+    loop.serve(player)
+    assert "nearly full" in dict(player.mailbox.letters)["problem"]["text"] and player.recorders == {}
+    assert len(player.mailbox.pictures) == 2, "play goes on"
+
+
+def test_a_player_whose_settings_take_far_longer_lets_the_others_play_meanwhile(tmp_path: Path) -> None:
+    loop = GameLoop(GameEngine(tiny_world_model()), Seats(2, Settings(1, 1.0, 0)), tmp_path)
+    players = [loop.seats.sit(None, Box(), vars)[0] for _ in range(2)]
+    players[1].settings = Settings(32, 2.0, 0)  # 64 passes a frame instead of one
+    loop.period_s = 0.0
+    loop.start()
+    try:
+        until(lambda: len(players[1].mailbox.pictures) >= 8, "the slow one plays too")
+    finally:
+        loop.stop()
+    quick, slow = (len(player.mailbox.pictures) for player in players)
+    assert loop.failure is None and quick > 3 * slow, (quick, slow)
+
+
 def test_the_history_is_bounded(tmp_path: Path) -> None:
     settings = Settings(1, 1.0, 0)
     loop = GameLoop(GameEngine(tiny_world_model()), Seats(1, settings), tmp_path)

@@ -14,6 +14,7 @@ from play_runs import DEADLINE_S, next_frame, next_letter, next_where, send, ser
 from tiny_models import LEFT, NOOP, RIGHT, tiny_world_model
 
 import game_loop
+import saves
 from command_line import BadInput
 from engine import GameEngine
 from game_loop import GameLoop
@@ -94,6 +95,14 @@ def changed(save: bytes, change: Callable[[dict], None]) -> bytes:
 
 def elsewhere(facts: dict) -> None:
     facts["drawn_by"]["back_end"] = "another"
+
+
+def newer(facts: dict) -> None:
+    facts["drawn_by"]["library"] = "another 99.0"
+
+
+def before_it_was_told(facts: dict) -> None:
+    del facts["drawn_by"]["library"]
 
 
 def one_other_frame(facts: dict) -> None:
@@ -216,14 +225,16 @@ def test_a_save_of_another_back_end_plays_on_and_the_page_is_told(
 ) -> None:
     loop, player = table(model_folder, tmp_path)
     loop.serve(player)
-    for contents, is_exact in ((save, True), (changed(save, elsewhere), False)):
+    assert torch.__version__ in read_facts(save)["drawn_by"]["library"]
+    others = ((elsewhere, "another"), (newer, "another 99.0"), (before_it_was_told, "an unknown library"))
+    for contents, drawer in ((save, None), *((changed(save, change), drawer) for change, drawer in others)):
         player.mailbox.letters.clear()
         player.wish("load", contents)
         loop.serve(player)
         loop.serve(player)
         assert int(player.state["frame_numbers"]) == 8
         told = player.mailbox.letters.get("problem", {"text": ""})["text"]
-        assert told == "" if is_exact else "drawn by another on" in told and "approximate" in told
+        assert told == "" if drawer is None else drawer in told and "approximate" in told
 
 
 def test_play_goes_on_while_the_weights_are_hashed_and_a_save_is_of_the_moment_it_was_asked_for(
@@ -295,6 +306,34 @@ def test_a_save_with_one_fact_broken_is_refused_and_the_game_goes_on(
         loop.serve(player)
         assert "save" in player.mailbox.letters["problem"]["text"], (name, number)
         assert int(player.state["frame_numbers"]) == number + 1
+
+
+def test_a_header_longer_or_deeper_than_any_log_is_refused_before_it_is_read(
+    model_folder: Path, save: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A megabyte of brackets takes half a second to read, on the thread that draws for everybody."""
+    loop, player = table(model_folder, tmp_path)
+    rows = loop.history_frames
+    nested = b"[" + b"[]," * (rows + 100) + b"[]]"
+    long = b'{"a":"' + b"x" * (rows * 200 + 20_000) + b'"}'
+    monkeypatch.setattr(saves.json, "loads", lambda text: pytest.fail("it was read"))
+    for header in (nested, long):
+        player.wish("load", struct.pack("<Q", len(header)) + header)
+        player.mailbox.letters.clear()
+        loop.serve(player)
+        assert "no save of a game" in player.mailbox.letters["problem"]["text"]
+    monkeypatch.undo()
+
+
+def test_the_longest_game_that_is_kept_can_be_loaded(model_folder: Path, tmp_path: Path) -> None:
+    loop, player = table(model_folder, tmp_path)
+    loop.history_frames = 40
+    for _ in range(60):
+        loop.serve(player)
+    assert len(player.history) == 40
+    player.wish("load", loop.saved(player, "x" * 60)())
+    loop.serve(player)
+    assert "problem" not in player.mailbox.letters and player.game == 2
 
 
 @pytest.mark.parametrize(
