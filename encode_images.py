@@ -40,7 +40,7 @@ from episodes import (
     inspect_episode,
     rows_per_stride,
 )
-from model_folders import Geometry, find_autoencoder
+from model_folders import find_autoencoder
 from presets import Preset, get_preset
 
 if TYPE_CHECKING:
@@ -256,12 +256,8 @@ def keep_black(autoencoder: "Autoencoder", save_dir_path: Path, encoder_sha256: 
     save_latents(path, moments, {"encoder_sha256": encoder_sha256})
 
 
-def plan(
-    info: EpisodeInfo, episode: Episode, step: int, output: Path, geometry: Geometry, cells: tuple[int, int]
-) -> Job:
-    """Which rows of an episode to store, every `step`-th of each of its games, and what the file says of them.
-
-    geometry: of the pictures.  cells: (h, w) of the latents."""
+def plan(info: EpisodeInfo, episode: Episode, autoencoder: "Autoencoder", step: int, output: Path) -> Job:
+    """Which rows of an episode to store, every `step`-th of each of its games, and what the file says of them."""
     from scenes import camera_of, has_scene, read_scene
 
     ends = [*episode.starts[1:], info.rows]
@@ -272,8 +268,9 @@ def plan(
     columns = {"actions": episode.actions[rows], "tics": tics, "held": held}
     camera = None
     if has_scene(episode):
+        geometry = autoencoder.geometry
         camera = camera_of(info.metadata["camera"], geometry)
-        columns |= read_scene(episode, rows, geometry, cells)
+        columns |= read_scene(episode, rows, geometry, tuple(autoencoder.black_moments().shape[-2:]))
     return Job(info, rows, columns, camera, output)
 
 
@@ -290,9 +287,7 @@ def encode_all(
 
     from latents import save_latents
 
-    cells = tuple(autoencoder.black_moments().shape[-2:])
-    planned = ((info, output, step, autoencoder.geometry, cells) for info, output in pending)
-    batches = decoded_ahead(encoded_batches(planned, batch_size), num_workers)
+    batches = decoded_ahead(encoded_batches(pending, autoencoder, step, batch_size), num_workers)
     frames = 0
     with tqdm(
         total=sum(-(-info.rows // step) for info, _ in pending),
@@ -314,14 +309,12 @@ def encode_all(
 
 
 def encoded_batches(
-    planned: Iterable[tuple[EpisodeInfo, Path, int, Geometry, tuple[int, int]]], batch_size: int
+    pending: list[tuple[EpisodeInfo, Path]], autoencoder: "Autoencoder", step: int, batch_size: int
 ) -> Iterator[tuple[Job, bool, Callable[[], np.ndarray]]]:
-    """(job, whether its last batch, what decodes the batch's pictures), all episodes in one stream.
-
-    planned: what `plan` takes, an episode each."""
-    for info, output, step, geometry, cells in planned:
+    """(job, whether its last batch, what decodes the batch's pictures), all episodes in one stream."""
+    for info, output in pending:
         episode = Episode(info.path)
-        job = plan(info, episode, step, output, geometry, cells)
+        job = plan(info, episode, autoencoder, step, output)
         done = 0
         for encoded in episode.iter_encoded(job.rows, batch_size):
             rows = job.rows[done : done + len(encoded)]

@@ -22,7 +22,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, grid_sample, interpolate, pad, pixel_shuffle, silu
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad, pixel_shuffle, silu
 
 SEEN_FRAMES = 4
 PYRAMID = (1, 2, 4, 8, 16)  # pixels averaged before comparing: a far shift is only felt in a coarse picture
@@ -36,7 +36,7 @@ SIDES = 6
 EVERY = 2  # of a sketch's pixels and rows so many are compared: half the time of a training step was comparing
 MATCH_UNITS = 5.0  # by which differences of matches are brought to the size of latents
 GROUPS = 8
-REGIONS = (2, 4)  # of the picture, whose matches are told to the whole
+REGIONS = (2, 4)  # rows and columns of them, of whose matches the whole is told
 FIELDS = 8  # flows over the picture, of which the frame as a whole says how much of each
 CAMERA_NUMBERS = 4  # ahead, right, up and a left turn, see scenes.py
 STILL_PIXELS = 0.5  # a cell of which nothing moves further keeps its code as it is
@@ -94,7 +94,8 @@ class MotionModel(ModelMixin, ConfigMixin):
             nn.Linear(seen_frames * embedding_dim, known), nn.SiLU(), nn.Linear(known, known), nn.SiLU()
         )
         self.flow_of_keys = nn.Linear(known, 2 * latent_height * latent_width)
-        regions = REGIONS[0] * REGIONS[1] * matches
+        self.region = (max(1, latent_height // REGIONS[0]), max(1, latent_width // REGIONS[1]))
+        regions = (latent_height // self.region[0]) * (latent_width // self.region[1]) * matches
         # Normalized each by itself: a large input would drown the others, and silence the activations for good.
         self.norm_told, self.norm_matches = nn.LayerNorm(width), nn.LayerNorm(regions)
         self.know = nn.Sequential(
@@ -131,7 +132,7 @@ class MotionModel(ModelMixin, ConfigMixin):
         told, weight = self.look_around(silu(features)).flatten(2).chunk(2, dim=1)  # (B, width, h*w) each
         told = (told * weight.float().softmax(dim=2).to(told.dtype)).sum(dim=2)
         keys = self.encode_keys(self.action_embedding(actions).flatten(1))  # (B, known)
-        regions = self.norm_matches(adaptive_avg_pool2d(matches, REGIONS).flatten(1))
+        regions = self.norm_matches(avg_pool2d(matches, self.region).flatten(1))
         known = self.know(torch.cat([keys, self.norm_told(told), regions], dim=1))
         of_known = (self.flow_of_keys(keys) + self.flow_of_known(known)).unflatten(1, (2, h, w))
         of_known = interpolate(of_known, scale_factor=float(config.flow_per_cell), mode="bilinear")

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Data for a `small` world model of our map, 1.2 million tics: exploration, the shipped agent's play on five levels, and all
-# play of an agent that begins at random (what ships saw its first 40,960 steps); 160x120, every second tic. Run again, it
-# goes on where it stopped.
+# Data for a `small` world model of our map, 2.1 million tics: exploration, the shipped agent's play on five levels, and all
+# play of an agent that begins at random (what ships saw every eighth episode of its first 334,000 steps); 160x120, every
+# second tic, with depth. Run again, it goes on where it stopped.
 #   sh ViZDoomPPO/record_small.sh EPISODES [flags of the three recorders, e.g. --device cpu]
 set -eu
 if [ $# -lt 1 ]; then
@@ -32,5 +32,5 @@ done
 for level in 1 2 3 4 5; do
     record --output_dir "$out/agent" --level $level --bots 6 --episodes 16 "$@"
 done
-# An agent from its first step on, 4 tics each; train_deathmatch_simple.sh goes on to the shipped agent's 425,000.
+# An agent from its first step on, 4 tics each, as train_deathmatch_simple.sh made the shipped one.
 sh "$here/train_deathmatch_simple.sh" "$out/training" 425000 --record_depth "$@"

@@ -26,7 +26,8 @@ fi
 "$PYTHON" "$root/encode_images.py" --dataset_basepath "$episodes" --save_dir_path "$out/latents" \
     --model_folder_or_id "$out/autoencoder"
 "$PYTHON" "$root/train_motion.py" --dataset_basepath "$out/latents" --output_dir "$out/motion" --channels_last yes \
-    --max_train_steps 1300 --learning_rate 3e-3 --lr_scheduler cosine --ema_decay 0.99 --save_dtype float16 "$@"
+    --batch_size 64 --max_train_steps 2500 --learning_rate 2e-3 --lr_scheduler cosine --ema_decay 0.98 \
+    --save_dtype float16 "$@"
 
 # Against drift some of the last frames are drawn by the model itself. What ships is step 2,000 of these 3,400.
 "$PYTHON" "$root/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
