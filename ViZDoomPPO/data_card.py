@@ -223,7 +223,7 @@ def _data_files(contents: Contents) -> list[dict[str, Any]]:
 def _dtype(contents: Contents, column: str) -> str | dict[str, Any]:
     """A column's feature, as `datasets` spells it in a card."""
     names = [row["name"] for row in contents.facts["action_table"]]
-    if column == "frames":
+    if column in ("frames", "depth"):
         return "image"
     if column == "actions" and len(set(names)) == len(names):
         return {"class_label": {"names": {str(number): name for number, name in enumerate(names)}}}

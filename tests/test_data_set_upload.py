@@ -106,12 +106,12 @@ def test_episodes_that_do_not_go_together_are_refused_and_no_path_of_this_machin
 @pytest.mark.slow
 def test_uploaded_episodes_load_as_pictures_with_actions_in_order(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    first = record(folder, 1, "--split", "eval")
+    first = record(folder, 1, "--split", "eval", "--record_depth")
     assert first.returncode == 0, first.stderr[-3000:]
     with local_hub(tmp_path / "hub") as hub:
         online = hub.environment(tmp_path / "home")
         hub.down_for = "validate-yaml"  # an upload's first question
-        upload = ("--upload", "--hf_repo", "doom")  # without owner: one's own
+        upload = ("--record_depth", "--upload", "--hf_repo", "doom")  # without owner: one's own
         failed = record(folder, 2, *upload, extra=online)
         assert failed.returncode == 2 and failed.stderr.splitlines()[-1].endswith("the same command again uploads it")
         kept, hub.down_for = contents(folder), None
@@ -129,6 +129,8 @@ def test_uploaded_episodes_load_as_pictures_with_actions_in_order(tmp_path: Path
         assert sorted(found) == ["train", "validation"]
         check_loaded(found["train"], sorted((root / "train").rglob("episode_*.parquet")))
         check_loaded(found["validation"], sorted((root / "eval").rglob("episode_*.parquet")))
+        depth = found["train"][0]["depth"]
+        assert (depth.size, depth.mode) == ((40, 30), "L") and np.asarray(depth).any()
     card = DatasetCard((sent / "README.md").read_text())
     assert card.data.license == "bsd-3-clause" and "Freedoom" in card.text
     assert "| 0 | NOOP |" in card.text and "actions[t]` was chosen on seeing `frames[t]`" in card.text
