@@ -26,7 +26,7 @@ PLAYED_ROWS = (1, 2)  # that the world model is given in play: a game is stepped
 
 
 class Backend:
-    """The plain way, and what the others share. `name`, `device_kind` and `precision` decide which bits come out."""
+    """The plain way, and what the others share. `name`, `device_kind`, `precision` and `library` decide the bits."""
 
     name = "torch"
     precision = "float32"
@@ -61,7 +61,7 @@ class Backend:
 
     @property
     def drawn_by(self) -> list[str]:
-        """Back end, device kind, precision: where all three are equal, equal games have equal frames."""
+        """Back end, device kind, precision: where they and `library` are equal, equal games have equal frames."""
         return [self.name, device_kind(self.device), self.precision]
 
     @property

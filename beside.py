@@ -236,7 +236,7 @@ class Besides:
         The real game is given it, and plays it while the dream is drawn."""
         beside = player.beside
         if beside.agent is not None or isinstance(beside.source, ReplayedEpisode):
-            player.is_watching()  # a page that nobody sees has paused
+            player.note_watching()  # a page that nobody sees has paused
         if isinstance(beside.source, ReplayedEpisode):
             recorded = beside.source.action
             if recorded is None:

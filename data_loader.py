@@ -153,7 +153,9 @@ class WindowDataset(Dataset):
         self.tics_per_second: float = self.facts["tics_per_second"]
         self.encoder_sha256: str | None = self.facts["encoder_sha256"]
         cameras = [entry["camera"] for entry in entries]
-        self.camera: dict[str, float] | None = cameras[0] if all(each == cameras[0] for each in cameras) else None
+        others = (path for path, each in zip(self.paths, cameras, strict=True) if each is None or each != cameras[0])
+        self.without_scene: Path | None = next(others, None)  # the first one
+        self.camera: dict[str, float] | None = cameras[0] if self.without_scene is None else None
         self._with_scene = with_scene and self.camera is not None
         self.action_table: list[dict[str, Any]] | None = self._file(0).action_table
         highest = max(entry["actions"][1] for entry in entries)
@@ -241,9 +243,7 @@ class WindowDataset(Dataset):
         sample = {self._key: rows, "actions": actions, "start_row": start, "episode": episode}
         if self._with_scene:
             poses = file.poses[first : last + 1 : self.row_step]
-            sample["poses"] = torch.cat(
-                [poses[:1].expand(missing, -1), poses]
-            )  # (L + length, 4); before it, none moved
+            sample["poses"] = torch.cat([poses[:1].expand(missing, -1), poses])  # (L + length, 4), black as the first
             sample["depth"] = file.depth[last].clone()  # (2h, 2w)
         return sample
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from episodes import EpisodeInfo
 
 FILM_FRAMES, FILM_HZ = 32, 8  # of the sample film, four seconds
+MOST_MOVED = (0.06, 0.12, 0.06)  # of worn frames: zoom, right, down, in halves of the picture
 SCALE_FRAMES = 512  # training frames whose latents' standard deviation becomes the scaling factor
 
 
@@ -53,6 +54,13 @@ def build_parser() -> argparse.ArgumentParser:
         type=command_line.positive,
         default=128,
         help="held-out frames the rows are measured on",
+    )
+    add(
+        "--worn_share",
+        type=command_line.fraction,
+        default=0.0,
+        help="share of frames that were decoded, moved and encoded once before, as a world model's motion does with "
+        "every frame it draws: learning to undo what that wears off",
     )
     command_line.add_training_flags(arguments)
     hub_upload.add_hub_flags(arguments)
@@ -129,6 +137,7 @@ def main(args: argparse.Namespace) -> None:
         "trained_from_scratch": args.train_from_scratch,
         "autoencoder": preset.autoencoder if args.train_from_scratch else None,
         "encoder_sha256": None if args.train_from_scratch else autoencoder.encoder_sha256,
+        "worn_share": args.worn_share,
     }
     run = TrainingRun(args, accelerator, autoencoder, identity, learning_rate=learning_rate, unit="frames")
     told = {
@@ -172,8 +181,11 @@ def main(args: argparse.Namespace) -> None:
                 ]
                 shape = validation.latent_shape
                 noise = torch.stack([torch.randn(shape, generator=g, device=accelerator.device) for g in generators])
+            seen = pixels
+            if args.worn_share > 0:
+                seen = worn(autoencoder, pixels, args, run.step, run.first_index(micro, batch_size))
             with accelerator.accumulate(run.model), accelerator.autocast():
-                loss = torch.nn.functional.mse_loss(run.model(pixels, noise).float(), pixels)
+                loss = torch.nn.functional.mse_loss(run.model(seen, noise).float(), pixels)
                 run.update(loss)
         run.finish_step(items=global_batch)
     run.close()
@@ -182,6 +194,34 @@ def main(args: argparse.Namespace) -> None:
         f"--dataset_basepath {args.dataset_basepath} --save_dir_path latents --model_folder_or_id {validation.folder}"
     )
     push(args, told)
+
+
+def worn(autoencoder, pixels, args: argparse.Namespace, step: int, first: int):
+    """Pixels (B, 3, H', W') of which a share was moved back, decoded and moved ahead to where it is: as a rollout's.
+
+    The movement is a zoom and a shift, drawn for each frame by its place `first` + i in the global batch of `step`. At
+    the edges, where it brings in what nobody saw, a frame is as it was."""
+    import torch
+
+    from diffusion import seeded_generator
+    from motion import places, warp
+
+    draws = torch.stack(
+        [
+            torch.rand(4, generator=seeded_generator("cpu", args.seed, step, first + number, 3))
+            for number in range(len(pixels))
+        ]
+    ).to(pixels.device)
+    zoom, right, down = (((2 * draws[:, :3] - 1) * draws.new_tensor(MOST_MOVED)).T)[:, :, None, None]  # (B, 1, 1) each
+    x, y = places(*pixels.shape[-2:], pixels.float()).unbind(1)  # (1, H', W') each
+    ahead = torch.stack([zoom * x + right, zoom * y + down], dim=1)  # (B, 2, H', W')
+    back = torch.stack([(x - right) / (1 + zoom) - x, (y - down) / (1 + zoom) - y], dim=1)
+    with torch.no_grad():
+        moved = warp(autoencoder(warp(pixels, back).to(pixels.dtype)).clamp(-1, 1), ahead).to(pixels.dtype)
+    was_x, was_y = x + ahead[:, 0], y + ahead[:, 1]
+    was_seen = torch.maximum(was_x.abs(), was_y.abs()) < 1
+    is_worn = (draws[:, 3] < args.worn_share)[:, None, None] & was_seen
+    return torch.where(is_worn[:, None], moved, pixels)
 
 
 def push(args: argparse.Namespace, told: dict) -> None:

@@ -36,6 +36,7 @@ RATE_FRAMES = 20  # over how many frames the real-time factor is measured
 JPEG_QUALITY = 90
 MOST_RECORDINGS, MOST_UNFINISHED = 50, 4  # of one player: in all, and at work at once after they were ended
 HEAVY = 3.0  # times the others' frames: more than the machine's noise
+LONGEST_REST_S = 2.0  # whatever a moment's hiccup made of the estimate
 SPARE_BYTES = 2**30  # of the disk, which recordings leave free
 
 
@@ -148,10 +149,14 @@ class GameLoop(threading.Thread):
         return True
 
     def _rest(self, player: Player) -> None:
-        """Whose frames take far longer than the others', by their own settings, lets those play as long in between."""
-        others = [each.frame_s for each in self.seats.players() if each is not player and each.is_playing]
-        if others and player.frame_s > HEAVY * sum(others) / len(others):
-            player.rests_until_s = time.monotonic() + player.frame_s
+        """Whose frames take far longer than another's, by their own settings, lets that one play as long in between.
+
+        So the light ones have half of the time, however many heavy ones there are."""
+        times_s = [each.frame_s for each in self.seats.players() if each.is_playing and each.frame_s > 0]
+        limit_s = HEAVY * min(times_s, default=0.0)
+        if 0 < limit_s < player.frame_s:
+            rest_s = sum(frame_s for frame_s in times_s if frame_s > limit_s)
+            player.rests_until_s = time.monotonic() + min(rest_s, LONGEST_REST_S)
 
     def _play(self, player: Player) -> None:
         began_s = time.perf_counter()
@@ -192,6 +197,7 @@ class GameLoop(threading.Thread):
         if kind == "settings":
             try:
                 player.settings = checked_settings(self.engine, wish)
+                player.frame_s = 0.0  # it is another time now
             except BadInput:  # the page has shown them already
                 player.post("settings", {"type": "settings", **vars(player.settings), "is_refused": True})
                 raise

@@ -99,7 +99,7 @@ class LatentFile:
             "tics_per_row": self.tics_per_row,
             "tics_per_second": float(self.metadata.get("tics_per_second", 35.0)),
             "encoder_sha256": self.metadata.get("encoder_sha256"),
-            "camera": self.metadata.get("camera"),
+            "camera": None if self.depth is None or self.poses is None else self.metadata.get("camera"),
         }
 
     def rows(self, first: int, end: int, step: int) -> Tensor:

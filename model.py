@@ -36,7 +36,7 @@ from model_folders import (
     find_world_model,
     read_world_model_config,
 )
-from motion import MotionModel, Mover
+from motion import MOTION_VERSION, MotionModel, Mover
 from presets import Preset, possible_steps
 
 PAD_PIXEL = -1.0  # black
@@ -453,25 +453,38 @@ def load_world_model(
             positions = load_file(folder / "action_positions.safetensors")["positions"]
             world_model.action_positions.data.copy_(positions)
         if config.has_motion:
-            world_model.move_with(read_diffusers_folder(MotionModel, folder / "motion"), autoencoder)
+            world_model.move_with(_read_motion(folder / "motion"), autoencoder)
         with _quiet_diffusers():
             scheduler = DDIMScheduler.from_pretrained(scheduler_folder(folder))
         starts = folder / "start_contexts.safetensors"
         start_contexts = StartContexts(**load_file(starts)) if starts.is_file() else None
+    except BadInput:
+        raise
     except Exception as error:  # truncated safetensors, wrong shapes, missing files: all mean a broken folder
         raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
     world_model.requires_grad_(False)
     return LoadedWorldModel(world_model.to(device).eval(), autoencoder, scheduler, config, start_contexts)
 
 
+def _read_motion(folder: Path) -> MotionModel:
+    """The motion model in a folder. BadInput where it does not load, or is of another version of this program."""
+    config = read_json(folder / "config.json")
+    if (version := config.get("version")) != MOTION_VERSION:
+        raise BadInput(
+            f"{folder}: a motion model of version {version}, this program reads {MOTION_VERSION}; train it again with "
+            "train_motion.py, and the world model with that"
+        )
+    try:
+        return read_diffusers_folder(MotionModel, folder)
+    except Exception as error:
+        raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
+
+
 def load_motion(folder: Path, config: WorldModelConfig) -> MotionModel:
     """The motion model in a folder that `find_motion` gave.
 
     BadInput where it does not load, or is of another encoder or number of actions than the world model's."""
-    try:
-        motion = read_diffusers_folder(MotionModel, folder)
-    except Exception as error:
-        raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
+    motion = _read_motion(folder)
     if motion.config.num_actions != config.num_actions:
         raise BadInput(
             f"{folder}: knows {motion.config.num_actions} actions, the data {config.num_actions}; "

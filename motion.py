@@ -4,9 +4,8 @@ Most of a game's next frame is its last one, turned or walked into. A diffusion 
 of 8x8 pixels spends its training on what one bilinear warp does exactly, so a world model may have a `MotionModel`: its
 last context frame is decoded, moved by the predicted flow and encoded again before the UNet sees it. The flow comes
 from the keys first (a turn shifts everything alike), then from the picture (what is near moves further; weapon and
-status bar stay) and from how past frames moved, on which walking and its bob in Doom depend (so far turning is learned
-and walking hardly: benchmarks/README.md). So the network sees how well
-past frames match when shifted (the cost volume of Sun et al. 2018, "PWC-Net", along rows and columns), and what is
+status bar stay) and from how past frames moved, on which walking and its bob in Doom depend. So the network sees how
+well past frames match when shifted (the cost volume of Sun et al. 2018, "PWC-Net", along rows and columns), and what is
 known of the whole frame scales what is found in each place (FiLM, Perez et al. 2018).
 
 It also says how far off the moved frame may be, cell by cell: next to nothing where a wall was only shifted, all where
@@ -14,6 +13,9 @@ something comes into view. That is the prior about which the world model draws: 
 frame stands, and the UNet makes up the rest. Flow-warped prediction: Finn et al. 2016, "Unsupervised Learning for
 Physical Interaction through Video Prediction"; its loss is photometric, over a pyramid (Yu et al. 2016, "Back to
 Basics"), and that of the errors to expect a Gaussian likelihood (Nix & Weigend 1994).
+
+Turning is learned from pictures alone; walking, whose flow depends on how far everything is, from the true flow of
+recorded scenes (scenes.py), as a few fields over the picture of which the frame as a whole tells the amounts.
 
 Knows no diffusion. Trained by train_motion.py; model.py loads it into a `WorldModel`.
 """
@@ -24,6 +26,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad, pixel_shuffle, silu
 
+MOTION_VERSION = 2
 SEEN_FRAMES = 4
 PYRAMID = (1, 2, 4, 8, 16)  # pixels averaged before comparing: a far shift is only felt in a coarse picture
 SMOOTHNESS = 0.2
@@ -78,8 +81,11 @@ class MotionModel(ModelMixin, ConfigMixin):
         flow_per_cell: int = 2,
         frame_stride: int | None = None,
         encoder_sha256: str | None = None,
+        version: int = MOTION_VERSION,
     ) -> None:
-        """frame_stride, encoder_sha256: of the data it learns from, so that it is not taken for other data."""
+        """frame_stride, encoder_sha256: of the data it learns from, so that it is not taken for other data.
+
+        version: of this architecture, so that weights of an earlier one are not tried."""
         super().__init__()
         known = 2 * width
         matches = 2 * (2 * SIDES + 1) * (seen_frames - 1)

@@ -171,7 +171,7 @@ class Player:
             wishes, self.wishes = self.wishes, {}
             return wishes
 
-    def is_watching(self) -> None:
+    def note_watching(self) -> None:
         """Somebody looks on while an agent or a recorded episode has the keys, and is not away."""
         with self.lock:
             self.last_input_s = time.monotonic()

@@ -34,7 +34,7 @@ DIGEST_CHARS = 16
 DIGEST = re.compile(f"[0-9a-f]{{{DIGEST_CHARS}}}")
 MOST_CHARS = 100  # of what a save says of where it was made
 ROW_BYTES, FACTS_BYTES = 200, 16_384  # of a header: at most for a row of the log, and for all else
-FACTS_BRACKETS = 64
+FACTS_BRACKETS = 128
 
 
 class Logged(NamedTuple):
@@ -142,10 +142,13 @@ def read_facts(contents: bytes, most_rows: int | None = None) -> dict[str, Any]:
         header_bytes = int.from_bytes(contents[:8], "little")
         header = contents[8 : 8 + header_bytes]
         if most_rows is not None:
-            is_long = len(header) > most_rows * ROW_BYTES + FACTS_BYTES
-            if is_long or header.count(b"[") + header.count(b"{") > most_rows + FACTS_BRACKETS:
+            if len(header) > most_rows * ROW_BYTES + FACTS_BYTES:
                 raise BadInput(NOT_A_SAVE)
-        facts = json.loads(json.loads(header)["__metadata__"][METADATA_KEY])
+            _check_nesting(header, most_rows)
+        inner = json.loads(header)["__metadata__"][METADATA_KEY]
+        if most_rows is not None:
+            _check_nesting(inner.encode(), most_rows)  # brackets may have been spelled as \u005b
+        facts = json.loads(inner)
         version = facts["format_version"]
         if version != FORMAT_VERSION:
             raise BadInput(f"this save is of format {version!r}, this program reads {FORMAT_VERSION}; play a new one")
@@ -162,6 +165,12 @@ def read_facts(contents: bytes, most_rows: int | None = None) -> dict[str, Any]:
     if not is_sound:
         raise BadInput(NOT_A_SAVE)
     return facts
+
+
+def _check_nesting(text: bytes, most_rows: int) -> None:
+    """Raises BadInput for JSON with more lists and objects than a log of `most_rows` and its facts have."""
+    if text.count(b"[") + text.count(b"{") > most_rows + FACTS_BRACKETS:
+        raise BadInput(NOT_A_SAVE)
 
 
 def _checked_log(rows: object, engine: GameEngine, last_frame: int) -> tuple[Logged, ...]:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from command_line import BadInput
 from episodes import Episode
 from model_folders import Geometry
 from motion import places
@@ -26,7 +27,7 @@ GRID = 2  # depths per latent cell and direction
 POSE_COLUMNS = ("position_x", "position_y", "camera_z", "position_angle")
 NEAREST_UNITS = 8.0  # nearer than this to the last camera, or behind it: not seen then
 MOST_FLOW = 0.7  # in halves of the picture
-MOST_STEP_UNITS = 100.0  # further in one stride: not walked but risen elsewhere
+MOST_UNITS_PER_TIC = 40.0  # further: not walked, which is 20 at most, but risen elsewhere
 MOTION_UNITS = (16.0, 16.0, 4.0, 8.0)  # usual camera motions: ahead, right, up in map units, left turn in degrees
 
 
@@ -38,13 +39,12 @@ def has_scene(episode: Episode) -> bool:
 def camera_of(recorded: dict[str, float], geometry: Geometry) -> dict[str, float]:
     """The camera of padded pictures from that of the recorded ones.
 
-    recorded: `units_per_depth`, `focal_length` in picture widths, `pixel_aspect`, `horizon` in picture heights."""
-    focal_pixels = recorded["focal_length"] * geometry.frame_width
+    recorded: `units_per_depth`, `focal_width` in picture widths, `focal_height` and `horizon` in heights."""
     horizon_pixels = recorded["horizon"] * geometry.frame_height + geometry.pad_above
     return {
         "units_per_depth": recorded["units_per_depth"],
-        "focal_x": 2 * focal_pixels / geometry.padded_width,
-        "focal_y": 2 * focal_pixels * recorded["pixel_aspect"] / geometry.padded_height,
+        "focal_x": 2 * recorded["focal_width"] * geometry.frame_width / geometry.padded_width,
+        "focal_y": 2 * recorded["focal_height"] * geometry.frame_height / geometry.padded_height,
         "horizon": 2 * horizon_pixels / geometry.padded_height - 1,
     }
 
@@ -52,10 +52,10 @@ def camera_of(recorded: dict[str, float], geometry: Geometry) -> dict[str, float
 def read_scene(episode: Episode, rows: np.ndarray, geometry: Geometry, cells: tuple[int, int]) -> dict[str, np.ndarray]:
     """`depth`, uint8 (N, GRID*h, GRID*w) over the padded picture, 0 in its padding, and `poses`, float32 (N, 4).
 
-    cells: (h, w) of the latents.  rows: (N,) of the episode."""
+    cells: (h, w) of the latents.  rows: (N,) of the episode. Raises BadInput naming a row whose depth is broken."""
     columns = episode.columns(("depth", *POSE_COLUMNS))
     poses = np.stack([columns[name][rows] for name in POSE_COLUMNS], axis=1).astype(np.float32)
-    pictures = np.stack([np.asarray(Image.open(io.BytesIO(picture))) for picture in columns["depth"][rows]])
+    pictures = np.stack([_decoded(episode, row, columns["depth"]) for row in rows])  # (N, H/4, W/4)
     high, wide = (GRID * count for count in cells)
     above = (np.arange(high) + 0.5) * geometry.padded_height / high - geometry.pad_above  # in pixels of the frame
     along = (np.arange(wide) + 0.5) * geometry.padded_width / wide
@@ -69,15 +69,29 @@ def read_scene(episode: Episode, rows: np.ndarray, geometry: Geometry, cells: tu
     return {"depth": depth, "poses": poses}
 
 
-def scene_flow(depth: Tensor, poses: Tensor, camera: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _decoded(episode: Episode, row: int, pictures: np.ndarray) -> np.ndarray:
+    """A row's depth as recorded, uint8; of the size that the first row has."""
+    try:
+        with Image.open(io.BytesIO(pictures[row])) as picture:
+            depth = np.asarray(picture)
+        with Image.open(io.BytesIO(pictures[0])) as picture:
+            size = picture.size
+    except (OSError, SyntaxError, ValueError, TypeError):
+        depth, size = None, None
+    if depth is None or depth.dtype != np.uint8 or depth.shape != size[::-1]:
+        raise BadInput(f"{episode.path}: the depth of row {row} is not a grey picture as the others; record it again")
+    return depth
+
+
+def scene_flow(depth: Tensor, poses: Tensor, camera: dict[str, Any], frame_stride: int) -> tuple[Tensor, Tensor]:
     """The flow of a scene in which only the camera moves.
 
     depth: uint8 (B, H, W) of the next frame, 0 where the picture does not move with the world.  poses: (B, 2, 4), of
-    the last frame and the next one. Returns the flow as a MotionModel gives it, float32 (B, 2, H, W), and where it is
-    known, bool (B, 1, H, W): not where what is seen lay outside the last picture's sight."""
-    poses = poses.double()  # map units are far from zero
+    the last frame and the next one, `frame_stride` tics apart. Returns the flow as a MotionModel gives it, float32
+    (B, 2, H, W), and where it is known, bool (B, 1, H, W): not where what is seen lay outside the last picture's
+    sight."""
     x, y = places(*depth.shape[-2:], poses).unbind(1)  # (1, H, W) each
-    ahead = camera["units_per_depth"] * (depth.double() + 0.5)
+    ahead = camera["units_per_depth"] * (depth.float() + 0.5)
     right = x / camera["focal_x"] * ahead
     up = (camera["horizon"] - y) / camera["focal_y"] * ahead
     step_ahead, step_right, step_up, turned = _motion(poses[:, 0], poses[:, 1])[:, :, None, None].unbind(1)
@@ -92,20 +106,18 @@ def scene_flow(depth: Tensor, poses: Tensor, camera: dict[str, Any]) -> tuple[Te
     is_still = depth == 0
     flow = torch.where(is_still[:, None], 0.0, torch.stack([was_x - x, was_y - y], dim=1))
     is_known = is_still | (was_ahead > NEAREST_UNITS) & (flow.abs().amax(dim=1) < MOST_FLOW)
-    walked = (poses[:, 1, :2] - poses[:, 0, :2]).norm(dim=1) < MOST_STEP_UNITS
+    walked = (poses[:, 1, :2] - poses[:, 0, :2]).norm(dim=1) < MOST_UNITS_PER_TIC * frame_stride
     return flow.float(), (is_known & walked[:, None, None])[:, None]
 
 
-def camera_motions(poses: Tensor) -> Tensor:
-    """Poses (B, T, 4) -> how the camera moved from each to the next, float32 (B, T - 1, 4), in MOTION_UNITS.
-
-    Zero where it went further than anyone walks."""
-    poses = poses.double()
+def camera_motions(poses: Tensor, frame_stride: int) -> tuple[Tensor, Tensor]:
+    """Poses (B, T, 4), `frame_stride` tics apart -> how the camera moved from each to the next, float32 (B, T - 1, 4),
+    in MOTION_UNITS, and whether it was walked there, bool (B, T - 1, 1): where not, the motion is of no meaning."""
     motions = _motion(poses[:, :-1].flatten(0, 1), poses[:, 1:].flatten(0, 1))  # (B*(T-1), 4)
     motions = torch.cat([motions[:, :3], motions[:, 3:].rad2deg()], dim=1)
-    is_walked = motions[:, :2].norm(dim=1, keepdim=True) < MOST_STEP_UNITS
-    motions = torch.where(is_walked, motions, 0.0) / torch.tensor(MOTION_UNITS, device=poses.device)
-    return motions.unflatten(0, (len(poses), -1)).float()
+    is_walked = motions[:, :2].norm(dim=1, keepdim=True) < MOST_UNITS_PER_TIC * frame_stride
+    motions = motions / torch.tensor(MOTION_UNITS, device=poses.device)
+    return motions.unflatten(0, (len(poses), -1)), is_walked.unflatten(0, (len(poses), -1))
 
 
 def _motion(last: Tensor, following: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ A world model trained with it (train_text_to_image.py --motion_folder) sees its 
 learns what a warp cannot know. The same command again resumes exactly where the last checkpoint was written.
 
     python train_motion.py --dataset_basepath latents --output_dir runs/motion --max_train_steps 100
-    python train_motion.py --dataset_basepath latents --output_dir runs/motion --max_train_steps 2600 \\
-        --mixed_precision bf16 --learning_rate 3e-3 --lr_scheduler cosine --ema_decay 0.99
+    python train_motion.py --dataset_basepath latents --output_dir runs/motion --max_train_steps 2500 \\
+        --batch_size 64 --lr_scheduler cosine --ema_decay 0.98
 """
 
 import argparse
@@ -90,6 +90,7 @@ def main(args: argparse.Namespace) -> None:
     identity = {
         "seed": args.seed,
         "global_batch_size": global_batch,
+        "camera": dataset.camera,
         "motion": {name: value for name, value in motion.config.items() if not name.startswith("_")},
     }
     run = TrainingRun(args, accelerator, motion, identity, learning_rate=args.learning_rate, unit="frames")
@@ -97,7 +98,9 @@ def main(args: argparse.Namespace) -> None:
         return
     has_depth = dataset.camera is not None
     validation = Validation(run, motion, autoencoder, held_out, args.num_validation_windows)
-    known = "with depth" if has_depth else "without depth (record it with --record_depth)"
+    known = "with depth"
+    if not has_depth:
+        known = f"without depth: {dataset.without_scene} has none, or another camera (record all with --record_depth)"
     run.write(f"{sum(p.numel() for p in run.parameters) / 1e6:.2f}M parameters, {len(dataset)} windows {known}")
     run.begin()
     batches = run.batches(dataset, args.batch_size)
@@ -125,14 +128,15 @@ def main(args: argparse.Namespace) -> None:
             ]
         ).to(latents)
         flow, std, camera = run.model((latents + noise)[:, :-1], batch["actions"], with_camera=True)
-        loss = 0 * std.mean()  # with many processes every weight has a gradient in every step
+        loss = 0 * (std.mean() + camera.mean())  # with many processes every weight has a gradient in every step
         if not has_depth or run.step % PICTURES_EVERY == 0:
             loss = loss + loss_of_pictures(latents, flow, std)
         if has_depth:
-            true, is_known = scene_flow(batch["depth"], batch["poses"][:, -2:], dataset.camera)
+            true, is_known = scene_flow(batch["depth"], batch["poses"][:, -2:], dataset.camera, stride)
             off = smooth_l1_loss(flow, true, beta=KINK, reduction="none") * is_known
-            moved = camera_motions(batch["poses"])
-            loss = loss + FLOW_SHARE * off.sum(dim=1).mean() + CAMERA_SHARE * smooth_l1_loss(camera, moved)
+            moved, is_walked = camera_motions(batch["poses"], stride)
+            missed = smooth_l1_loss(camera, moved, reduction="none") * is_walked
+            loss = loss + FLOW_SHARE * off.sum(dim=1).mean() + CAMERA_SHARE * missed.mean()
         return loss
 
     while True:
@@ -188,7 +192,7 @@ class Validation:
                 moved = warp(last, flow)
                 if "depth" in item:
                     scene = (item["depth"][None].to(device), item["poses"][None, -2:].to(device))
-                    true, is_known = scene_flow(*scene, self.held_out.camera)
+                    true, is_known = scene_flow(*scene, self.held_out.camera, self.held_out.frame_stride)
                     size = flow.new_tensor([last.shape[3] / 2, last.shape[2] / 2])[:, None, None]
                     lengths = ((each * size).norm(dim=1, keepdim=True)[is_known].mean() for each in (flow - true, true))
                     flow_errors.append([float(length) for length in lengths])

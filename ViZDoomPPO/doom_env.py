@@ -36,10 +36,13 @@ START_ATTEMPTS = 5
 WARM_UP_TICS = 35  # a hosted game ignores its player for the first seven; bots join and scatter meanwhile
 JOIN_LIMIT_TICS = 350
 DEPTH_STEP = 4  # every 4th pixel of every 4th row: what moves a picture of 8x8 cells asks for no more
-# How the engine draws, as a pinhole camera: a field of view of 90 degrees, Doom's pixels of 320x200 on a 4:3 screen,
-# and the map units per step of the depth buffer, which it does not tell. Measured: with 7.6 the last picture moved by
-# depth and camera is nearest to the next one (walking, 160x120: 21.9 dB; 7.0: 21.5, 8.5: 21.4; not moved: 17.7).
-CAMERA = {"units_per_depth": 7.6, "focal_length": 0.5, "pixel_aspect": 1.2}
+# How the engine draws, as a pinhole camera. It does not tell the map units per step of its depth buffer. Measured: with
+# 7.6 the last picture moved by depth and camera is nearest to the next one (walking, 160x120: 21.9 dB; 7.0: 21.5, 8.5:
+# 21.4; not moved: 17.7). The field of view is 90 degrees on a 4:3 screen, more on a wider one; Doom's pixels are higher
+# than wide.
+UNITS_PER_DEPTH = 7.6
+PIXEL_ASPECT = 1.2
+UNRECORDED_VIEWS = ("LOOK", "ZOOM")  # buttons that move the horizon or the field of view
 
 OnTic = Callable[[np.ndarray, int, dict[str, float | int | bool | bytes]], None]
 
@@ -57,8 +60,9 @@ class DoomEnv(gymnasium.Env):
     reward: a name in REWARDS. observe_map, action_history, observation_shrink: what is seen, see `Observer`.
     tics_per_look: screen and variables are read, rewards given and `on_tic` called every n-th tic; a look takes the
         engine twenty times as long as a tic.
-    report_depth: tells `on_tic` also `camera_z` and `depth`, see `encode_depth`, and has `camera`: CAMERA with the
-        `horizon`, its row as a share of the picture's height.
+    report_depth: tells `on_tic` also `camera_z` and `depth`, see `encode_depth`, and `camera` is then, from the first
+        reset on, `units_per_depth`, `focal_width` and `focal_height`, focal lengths in widths and heights of the
+        picture, and `horizon`, its row in heights.
     seed: of the first game when `reset` names none.
     Observation: uint8 (100, 156, 3), the screen less its upper sixth, or a dictionary with the extras.
     Info: level, frags, deaths, areas (places entered, see `VisitedAreas`), secrets.
@@ -120,6 +124,11 @@ class DoomEnv(gymnasium.Env):
         self.is_deathmatch = "-deathmatch" in game.get_game_args()
         self.screen_size = (game.get_screen_width(), game.get_screen_height())
         self.actions: tuple[Action, ...] = action_table(buttons, action_set)
+        pressed = [button for action in self.actions for button in action.buttons]
+        if report_depth and (views := [button for button in pressed if button.startswith(UNRECORDED_VIEWS)]):
+            raise BadInput(
+                f"the depth of a game with {views[0]} means little: pitch and field of view are not recorded"
+            )
         self._vectors = [button_vector(action, buttons) for action in self.actions]
         self._frame = np.zeros((self.screen_size[1], self.screen_size[0], 3), np.uint8)
         self._automap = self._frame
@@ -147,8 +156,7 @@ class DoomEnv(gymnasium.Env):
         self._start(game_seed)
         self._tic = 0
         if self._report_depth:
-            # The world is drawn above the status bar, which has no depth; the horizon is in the middle of that.
-            self.camera = {**CAMERA, "horizon": int(self._depth.any(axis=1).sum()) / 2 / len(self._depth)}
+            self.camera = self._measured_camera()
         self._reward.reset(tic_variables(self._values, self.is_deathmatch))
         self._observer.forget()
         return self._observer.observe(self._frame, self._automap), self._info()
@@ -224,6 +232,17 @@ class DoomEnv(gymnasium.Env):
             variables = self._game.get_available_game_variables()
             values = [self._game.get_game_variable(variable) for variable in variables]
             self._values = dict(zip(VARIABLES, values, strict=True))
+
+    def _measured_camera(self) -> dict[str, float]:
+        """The world is drawn above the status bar, which has no depth; the horizon is in the middle of that."""
+        width, height = self.screen_size
+        focal_width = 0.5 * min(1.0, (4 / 3) / (width / height))
+        return {
+            "units_per_depth": UNITS_PER_DEPTH,
+            "focal_width": focal_width,
+            "focal_height": focal_width * width * PIXEL_ASPECT / height,
+            "horizon": int(self._depth.any(axis=1).sum()) / 2 / height,
+        }
 
     def _info(self) -> dict[str, int]:
         return {

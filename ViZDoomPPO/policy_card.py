@@ -38,6 +38,7 @@ def measured_beside_random(args: argparse.Namespace, device: str) -> dict[str, d
     best = args.run_dir / POLICY_FILE
     evaluation = (read_member(best, FACTS_MEMBER) or {})["evaluation"]
     games = {**vars(args), "policy": str(best), "level": evaluation["level"], "env": None, "split": SPLITS[1]}
+    games["record_depth"] = False  # nothing is recorded
     with tqdm(total=2 * evaluation["episodes"], unit="episode", desc="beside random play") as bar:
         return compare(make_recording(argparse.Namespace(**games)), device, evaluation["episodes"], bar.update)
 

@@ -18,6 +18,8 @@ HELD_OUT = {
     "ceiling_detail": "their detail; 1 is the real game's",
     "model_psnr_db": "one step ahead on held-out play, PSNR in dB",
     "model_detail": "its detail; 1 is the real game's",
+    "moved_db": "last held-out frame moved ahead, PSNR to the next one in dB",
+    "flow_error_pixels": "how far its flow is off, in pixels",
 }
 
 
@@ -28,7 +30,8 @@ def rows_of(lines: list[dict[str, float]], bin_steps: int) -> list[dict[str, flo
         if "loss" in line:
             bins[int(line["step"]) // bin_steps].append(line["loss"])
     losses = [{"step": (n + 0.5) * bin_steps, "loss": sum(part) / len(part)} for n, part in bins.items()]
-    held_out = [{k: line[k] for k in ("step", *HELD_OUT) if k in line} for line in lines if "ceiling_psnr_db" in line]
+    measured = [line for line in lines if line.keys() & HELD_OUT.keys()]
+    held_out = [{name: line[name] for name in ("step", *HELD_OUT) if name in line} for line in measured]
     return sorted(losses + held_out, key=lambda row: row["step"])
 
 
@@ -42,10 +45,8 @@ def main() -> None:
     if not rows:
         parser.error(f"no loss and no held-out figures in {args.metrics}")
     titles = {"loss": f"loss, means of {args.bin_steps} steps"}
-    if any("model_psnr_db" in row for row in rows):  # a world model's ceiling is a horizontal line
-        titles |= {name: HELD_OUT[name] for name in ("model_psnr_db", "model_detail")}
-    else:
-        titles |= {name: HELD_OUT[name] for name in ("ceiling_psnr_db", "ceiling_detail")}
+    has_model = any("model_psnr_db" in row for row in rows)  # then the ceiling is a horizontal line
+    titles |= {name: title for name, title in HELD_OUT.items() if not (has_model and name.startswith("ceiling"))}
     titles = {name: title for name, title in titles.items() if any(name in row for row in rows)}
     draw(rows, titles, caption=f"to step {max(row['step'] for row in rows):.0f}", from_zero=False).save(args.picture)
     print(f"wrote {args.picture}")

@@ -1,5 +1,6 @@
 """Real games: exact repeats, exact tics, the recorder's columns, parallel games, scenarios by name or path."""
 
+import io
 import itertools
 import os
 import shutil
@@ -15,6 +16,7 @@ from conftest import REPOSITORY
 from console import BadInput
 from doom_env import MAX_BOTS, DoomEnv, bot_names, find_scenario
 from gymnasium.utils.env_checker import check_env
+from PIL import Image
 
 SMALL = {"screen_resolution": "RES_160X120"}
 
@@ -108,6 +110,23 @@ def test_every_tic_is_reported_with_the_frame_seen_before_it() -> None:
     assert moved[0] > 0, "the position belongs to the frame before the tic, so the first tic's movement shows in row 1"
     names = ["health", "ammo", "frags", "position_x", "position_y", "position_angle", "reward", "dead"]
     assert list(columns[0]) == names
+
+
+@pytest.mark.parametrize(("resolution", "focal_width"), [("RES_160X120", 0.5), ("RES_320X180", 0.375)])
+def test_the_camera_sees_more_on_a_wider_screen(resolution: str, focal_width: float) -> None:
+    env = DoomEnv(bots=0, screen_resolution=resolution, report_depth=True)
+    assert env.camera is None, "known once the game shows something"
+    env.reset(seed=2)
+    told = []
+    env.on_tic = lambda frame, action, columns: told.append(columns)
+    env.step(0)
+    env.close()
+    assert env.camera["focal_width"] == pytest.approx(focal_width)
+    assert env.camera["focal_height"] == pytest.approx(0.8) and 0.3 < env.camera["horizon"] < 0.5
+    width, height = env.screen_size
+    with Image.open(io.BytesIO(told[0]["depth"])) as depth:
+        assert (depth.size, depth.mode) == ((width // 4, height // 4), "L")
+    assert told[0]["camera_z"] > 20, "the eye is above the floor"
 
 
 def test_turning_comes_in_steps_a_player_can_aim_with() -> None:

@@ -30,7 +30,7 @@ from tiny_models import kl_autoencoder, saved, tiny_autoencoder
 from command_line import BadInput
 from data_loader import FrameDataset
 from episodes import find_episodes
-from finetune_vae import film_rows
+from finetune_vae import film_rows, worn
 from model import load_autoencoder
 
 SCRIPT = "finetune_vae.py"
@@ -147,7 +147,28 @@ def test_a_run_from_scratch_is_known_again_in_another_process(base: Path, tmp_pa
         assert said in succeed(SCRIPT, *words, extra={"PYTHONHASHSEED": hash_seed})
 
 
-@pytest.mark.parametrize("kind", ["scratch", "AutoencoderKL"])
+def test_worn_frames_come_back_to_where_they_are_and_are_those_asked_for() -> None:
+    x = torch.linspace(-1, 1, 80).expand(64, -1)
+    smooth = (0.8 * torch.sin(3 * x) * torch.cos(torch.linspace(-1, 1, 64))[:, None]).expand(40, 3, -1, -1).clone()
+    seen = []
+
+    def nothing_wears(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(pixels)
+        return pixels
+
+    most = SimpleNamespace(seed=0, worn_share=0.999)
+    assert torch.allclose(worn(nothing_wears, smooth, most, 5, 0), smooth, atol=0.03)
+    assert (seen[0] - smooth).abs().amax(dim=(1, 2, 3)).median() > 0.05, "it was moved meanwhile"
+    black = worn(lambda pixels: pixels * 0, smooth, most, 5, 0) == 0
+    assert 0.8 < float(black.float().mean()) < 1 and black[:, :, 32, 40].all(), "all but some edges"
+    half = worn(lambda pixels: pixels * 0, smooth, SimpleNamespace(seed=0, worn_share=0.5), 5, 0)
+    is_worn = (half[:, 0, 32, 20] == 0).tolist()
+    assert 12 <= sum(is_worn) <= 28
+    again = worn(lambda pixels: pixels * 0, smooth[:8], SimpleNamespace(seed=0, worn_share=0.5), 5, 8)
+    assert again.equal(half[8:16]), "a frame's place in the global batch decides, not the batch it comes in"
+
+
+@pytest.mark.parametrize("kind", ["scratch", "AutoencoderKL", "worn"])
 def test_a_second_session_goes_on_exactly(kind: str, base: Path, tmp_path: Path) -> None:
     """From scratch the scale is written and taken back; a posterior draws noise: neither may disturb a resume."""
     folder = saved(kl_autoencoder(), tmp_path / "kl")
@@ -157,7 +178,8 @@ def test_a_second_session_goes_on_exactly(kind: str, base: Path, tmp_path: Path)
             if kind == "scratch":
                 from_scratch(base, tmp_path / name, **flags)
             else:
-                words = changed_words(autoencoder_words(base, tmp_path / name), model_folder_or_id=folder, **flags)
+                flags |= {"worn_share": 0.5} if kind == "worn" else {"model_folder_or_id": folder}
+                words = changed_words(autoencoder_words(base, tmp_path / name), **flags)
                 call(SCRIPT, *words)
     for name in ("model", "ema", "optimizer"):
         paths = [tmp_path / run / "checkpoint-4" / f"{name}.safetensors" for run in ("whole", "halves")]
@@ -236,6 +258,7 @@ def test_another_seed_batch_or_autoencoder_is_refused_by_name_and_nothing_is_tou
         ({"model_folder_or_id": stranger}, "was begun with encoder_sha256"),
         ({"resume_from_checkpoint": "none"}, f"already holds checkpoint-{STEPS}; go on with --resume_from_checkpoint"),
         ({"preset": "small"}, "made for preset smoke, not small"),
+        ({"worn_share": 0.5}, "was begun with worn_share 0.0, not 0.5"),
     ]:
         with pytest.raises(BadInput, match=words):
             call(SCRIPT, *changed_words(run.words, **flags))

@@ -256,6 +256,9 @@ def test_motion_of_another_kind_is_refused(tmp_path_factory: pytest.TempPathFact
     MotionModel(*SHAPE, num_actions=3, seen_frames=5).save_pretrained(tmp_path / "long")
     line = quick_refusal("train_text_to_image.py", *words, "--motion_folder", tmp_path / "long")
     assert "looks at 5 frames, preset smoke has a context of 4" in line
+    MotionModel(*SHAPE, num_actions=3, version=1).save_pretrained(tmp_path / "old")
+    with pytest.raises(BadInput, match="a motion model of version 1, this program reads 2; train it again"):
+        call("train_text_to_image.py", *words, "--motion_folder", tmp_path / "old")
     MotionModel(*SHAPE, num_actions=3, encoder_sha256="0" * 64).save_pretrained(tmp_path / "foreign")
     with pytest.raises(BadInput, match="made for encoder 000000000000, not "):
         call("train_text_to_image.py", *words, "--motion_folder", tmp_path / "foreign")

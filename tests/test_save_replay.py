@@ -316,13 +316,16 @@ def test_a_header_longer_or_deeper_than_any_log_is_refused_before_it_is_read(
     rows = loop.history_frames
     nested = b"[" + b"[]," * (rows + 100) + b"[]]"
     long = b'{"a":"' + b"x" * (rows * 200 + 20_000) + b'"}'
-    monkeypatch.setattr(saves.json, "loads", lambda text: pytest.fail("it was read"))
-    for header in (nested, long):
+    inner = b'"' + b"[" + b"[]," * (rows + 200) + b'[]]"'
+    spelled = b'{"__metadata__":{"neural_game_engine":' + inner.replace(b"[", b"\\u005b") + b"}}"
+    real, read = json.loads, []
+    monkeypatch.setattr(saves.json, "loads", lambda text: read.append(len(text)) or real(text))
+    for header, times_read in ((nested, 0), (long, 0), (spelled, 1)):
+        read.clear()
         player.wish("load", struct.pack("<Q", len(header)) + header)
         player.mailbox.letters.clear()
         loop.serve(player)
-        assert "no save of a game" in player.mailbox.letters["problem"]["text"]
-    monkeypatch.undo()
+        assert "no save of a game" in player.mailbox.letters["problem"]["text"] and len(read) == times_read
 
 
 def test_the_longest_game_that_is_kept_can_be_loaded(model_folder: Path, tmp_path: Path) -> None:
@@ -331,7 +334,7 @@ def test_the_longest_game_that_is_kept_can_be_loaded(model_folder: Path, tmp_pat
     for _ in range(60):
         loop.serve(player)
     assert len(player.history) == 40
-    player.wish("load", loop.saved(player, "x" * 60)())
+    player.wish("load", loop.saved(player, "[" * 60)())
     loop.serve(player)
     assert "problem" not in player.mailbox.letters and player.game == 2
 

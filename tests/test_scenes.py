@@ -52,7 +52,7 @@ def pose(x: float, y: float, z: float = 40.0, angle: float = 0.0) -> Tensor:
 def flow_between(last: Tensor, following: Tensor, depth: int = 9) -> tuple[Tensor, Tensor]:
     """The flow (2, 32, 40) before a wall that fills the picture, and where it is known (32, 40)."""
     flow, known = scene_flow(
-        torch.full((1, 32, 40), depth, dtype=torch.uint8), torch.stack([last, following])[None], CAMERA
+        torch.full((1, 32, 40), depth, dtype=torch.uint8), torch.stack([last, following])[None], CAMERA, 2
     )
     return flow[0], known[0, 0]
 
@@ -132,20 +132,21 @@ def test_turning_left_brings_in_what_was_on_the_left_and_walks_are_seen_from_whe
 def test_weapon_and_status_bar_stay_and_what_was_out_of_sight_is_not_known() -> None:
     depth = torch.full((1, 32, 40), 9, dtype=torch.uint8)
     depth[:, 24:] = 0
-    flow, known = scene_flow(depth, torch.stack([pose(0, 0), pose(16, 0)])[None], CAMERA)
+    flow, known = scene_flow(depth, torch.stack([pose(0, 0), pose(16, 0)])[None], CAMERA, 2)
     assert not flow[:, :, 24:].any() and flow[:, :, :24].any() and known.all()
     _, known = flow_between(pose(200, 0), pose(0, 0))
     assert not known.any(), "nobody walks 200 units in a stride: risen elsewhere"
-    _, known = flow_between(pose(80, 0), pose(0, 0))
+    _, known = flow_between(pose(78, 0), pose(0, 0))
     assert not known.any(), "the wall was behind the camera"
 
 
 def test_camera_motions_are_as_the_camera_saw_them() -> None:
     poses = torch.stack([pose(0, 0, 40, 90), pose(0, 16, 44, 98), pose(0, 16, 44, 90), pose(900, 0, 44, 90)])[None]
-    motions = camera_motions(poses)
+    motions, is_walked = camera_motions(poses, 2)
     assert torch.allclose(motions[0, 0], torch.tensor([1.0, 0, 1, 1]), atol=1e-5)
     assert torch.allclose(motions[0, 1], torch.tensor([0.0, 0, 0, -1]), atol=1e-5)
-    assert not motions[0, 2].any()
+    assert is_walked[0, :, 0].tolist() == [True, True, False]
+    assert camera_motions(poses, 25)[1].all(), "in 25 tics it could"
 
 
 def test_the_last_real_picture_so_moved_is_nearer_to_the_next_real_one(play: Path) -> None:
@@ -156,8 +157,8 @@ def test_the_last_real_picture_so_moved_is_nearer_to_the_next_real_one(play: Pat
     pixels = torch.from_numpy(episode.read_frames(rows)).permute(0, 3, 1, 2) / 127.5 - 1
     pixels = torch.nn.functional.pad(pixels, (0, 0, 0, 8), value=-1)
     poses = torch.stack([scene["poses"][:-1], scene["poses"][1:]], dim=1)
-    flow, known = scene_flow(scene["depth"][1:], poses, camera)
-    motions = camera_motions(scene["poses"][None])[0].abs()
+    flow, known = scene_flow(scene["depth"][1:], poses, camera, 2)
+    motions = camera_motions(scene["poses"][None], 2)[0][0].abs()
     moved = warp(pixels[:-1], flow)
     held_db, moved_db = (
         -10 * ((each - pixels[1:])[:, :, :100] / 2).square().mean(dim=(1, 2, 3)).add(1e-6).log10()

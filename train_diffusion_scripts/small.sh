@@ -29,9 +29,9 @@ fi
     --batch_size 64 --max_train_steps 2500 --learning_rate 2e-3 --lr_scheduler cosine --ema_decay 0.98 \
     --save_dtype float16 "$@"
 
-# Against drift some of the last frames are drawn by the model itself. What ships is step 2,000 of these 3,400.
+# Against drift some of the last frames are drawn by the model itself.
 "$PYTHON" "$root/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
-    --preset small --motion_folder "$out/motion" --channels_last yes --max_train_steps 3400 --learning_rate 8e-4 \
+    --preset small --motion_folder "$out/motion" --channels_last yes --max_train_steps 2400 --learning_rate 8e-4 \
     --lr_scheduler cosine --ema_decay 0.998 --context_noise 0.3 --own_frames 3 --own_frames_share 0.25 \
     --num_start_contexts 12 --save_dtype float16 "$@"
 echo "a playable model: $out/world_model_run/world_model"
