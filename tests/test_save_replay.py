@@ -314,7 +314,7 @@ def test_a_header_longer_or_deeper_than_any_log_is_refused_before_it_is_read(
     """A megabyte of brackets takes half a second to read, on the thread that draws for everybody."""
     loop, player = table(model_folder, tmp_path)
     rows = loop.history_frames
-    nested = b"[" + b"[]," * (rows + 100) + b"[]]"
+    nested = b"[" + b"[]," * (rows + 200) + b"[]]"
     long = b'{"a":"' + b"x" * (rows * 200 + 20_000) + b'"}'
     inner = b'"' + b"[" + b"[]," * (rows + 200) + b'[]]"'
     spelled = b'{"__metadata__":{"neural_game_engine":' + inner.replace(b"[", b"\\u005b") + b"}}"
