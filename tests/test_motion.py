@@ -61,13 +61,13 @@ def test_a_flow_says_where_each_place_was_before() -> None:
 
 
 def test_it_learns_from_pictures_alone_that_a_key_turns_the_view_by_many_pixels() -> None:
-    """Left and right by 12 pixels, more than a cell and than half a stripe; no-op not at all."""
+    """Left and right by 10 pixels, more than a cell and than half a stripe; no-op not at all."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     made = MotionModel(*SHAPE, num_actions=3, width=16)
-    optimizer = torch.optim.AdamW(made.parameters(), 5e-3)
-    shift = torch.tensor([0, -12, 12])
-    for _ in range(200):
+    optimizer = torch.optim.AdamW(made.parameters(), 3e-3)
+    shift = torch.tensor([0, -10, 10])
+    for _ in range(400):
         actions = torch.randint(0, 3, (8, SEEN_FRAMES), generator=generator)
         wide = stripes(generator, 8)
         last = wide[..., 40:120]
@@ -75,9 +75,10 @@ def test_it_learns_from_pictures_alone_that_a_key_turns_the_view_by_many_pixels(
         flow, _ = made(torch.zeros(8, SEEN_FRAMES, *SHAPE), actions)
         loss = photometric_loss(warp(last, flow), target, flow)
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)  # as the trainer does
         optimizer.step()
         optimizer.zero_grad()
-    for action, pixels in ((NOOP, 0), (LEFT, -12), (RIGHT, 12)):
+    for action, pixels in ((NOOP, 0), (LEFT, -10), (RIGHT, 10)):
         actions = torch.full((1, SEEN_FRAMES), action)
         flow = made(torch.zeros(1, SEEN_FRAMES, *SHAPE), actions)[0][:, :, 4:-4, 5:-5]
         assert abs(float(flow[:, 0].mean()) * 40 - pixels) < 2 and float(flow[:, 1].abs().mean()) * 32 < 2

@@ -175,7 +175,7 @@ def test_a_replay_says_who_drew_and_whether_the_frames_are_the_same(
         return str(replay(engine, unpack(contents, engine, checkpoint_id(engine)), tmp_path)[0])
 
     assert verdict(save).startswith("identical: all 6 frames")
-    assert "(then another on" in verdict(changed(save, elsewhere))
+    assert "(then another (" in verdict(changed(save, elsewhere))
     other = GameEngine.from_pretrained(model_folder, vae_folder_or_id=other_decoder)
     said = verdict(save, other)
     assert said.startswith("approximate") and "6 of 6 frames are not the same, frame 1 is the first" in said
