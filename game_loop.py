@@ -311,7 +311,7 @@ class GameLoop(threading.Thread):
             "actions": torch.tensor([[moment.action for moment in window[1:]]], dtype=torch.int64),
             "frame_numbers": torch.tensor([frame]),
         }
-        self._land(player, state)
+        self._land(player, state, keeps_keys=True)  # the key that plays on may have come with the wish
 
     def _land(self, player: Player, state: dict, *, keeps_keys: bool = False) -> None:
         self.end_recording(player)  # a film and an episode are of one stretch of play

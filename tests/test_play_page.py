@@ -148,7 +148,6 @@ def test_after_going_back_by_keyboard_the_keys_play_again(doom_page: "playwright
     present = frame(page)
     page.keyboard.press("Enter")
     assert is_at("stage")
-    until(lambda: frame(page) != present, "the game goes on from the past")
     for key, action in (("ArrowLeft", "TURN_LEFT"), ("Space", "ATTACK")):
         page.keyboard.down(key)
         until(lambda action=action: page.locator("body").get_attribute("data-action") == action, f"{key} plays")
