@@ -42,6 +42,17 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
+def add_event_flag(arguments: argparse.ArgumentParser) -> None:
+    """--event_share of the trainers that learn from windows."""
+    arguments.add_argument(
+        "--event_share",
+        type=fraction,
+        default=0.0,
+        help="share of windows drawn from those that lead to an event (a shot, damage, a pick-up, a death: a change of "
+        "what the game counts), which are rare",
+    )
+
+
 def add_device_flag(arguments: argparse.ArgumentParser) -> None:
     """Adds `--device`, spelled the same in every script."""
     arguments.add_argument(

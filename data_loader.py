@@ -98,6 +98,11 @@ class FrameFile:
         """uint8 (n, H, W, 3) of rows first, first + step, ... below end."""
         return torch.from_numpy(self.episode.read_frames(np.arange(first, end, step)))
 
+    @property
+    def events(self) -> np.ndarray | None:
+        """bool (T,): whether something the game counts changed since the row before; None where nothing is counted."""
+        return self.episode.events(np.arange(len(self.actions)))
+
     def source_frames(self, rows: np.ndarray) -> np.ndarray:
         """The frames of rows, uint8 (n, H, W, 3)."""
         return self.episode.read_frames(rows)
@@ -193,6 +198,29 @@ class WindowDataset(Dataset):
     def targets(self, episode: int) -> tuple[int, np.ndarray]:
         """(index of a file's first window, int (n,) row of each of its windows' targets, ascending)."""
         return int(self._ends[episode - 1]) if episode else 0, self._file(episode).targets
+
+    def event_windows(self) -> np.ndarray:
+        """int64 (n,), ascending: the windows whose target shows an event: a shot, damage, a pick-up, a death.
+
+        Looks at every file. Raises BadInput where one does not tell, or none has any."""
+        found = []
+        for episode, path in enumerate(self.paths):
+            first, targets = self.targets(episode)
+            events = self._file(episode).events
+            if events is None:
+                raise BadInput(f"{path}: tells of no events; record and encode it again, or leave --event_share out")
+            found.append(first + np.flatnonzero(self._happens(events, targets)))
+        windows = np.concatenate(found)
+        if not len(windows):
+            raise BadInput(f"{self.paths[0].parent}: nothing ever happens there; leave --event_share out")
+        return windows
+
+    def _happens(self, events: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """bool (n,): whether an event lies between each target and the context frame before it.
+
+        events: bool (T,), of each row since the one before."""
+        count = np.concatenate(([0], np.cumsum(events)))  # (T + 1,) before each row
+        return count[targets + 1] > count[targets + 1 - self.row_step]
 
     def source_frames(self, episode: int, rows: Sequence[int] | np.ndarray) -> np.ndarray | None:
         """The real frames of a file's rows, uint8 (n, H, W, 3), black for -1; None where the recording is gone."""

@@ -87,7 +87,7 @@ class Job:
 
     info: EpisodeInfo
     rows: np.ndarray  # (N,) ascending
-    columns: dict[str, np.ndarray]  # actions, tics, held, (N,) each; depth and poses, where they were recorded
+    columns: dict[str, np.ndarray]  # actions, tics, held, (N,) each; events, depth and poses, where recorded
     camera: dict[str, float] | None  # of depth and poses
     output: Path
 
@@ -266,6 +266,8 @@ def plan(info: EpisodeInfo, episode: Episode, autoencoder: "Autoencoder", step: 
     tics = np.concatenate([(game - game[0]) * info.tics_per_row for game in games])
     held = held_strides(episode.actions, episode.starts, step)[rows]
     columns = {"actions": episode.actions[rows], "tics": tics, "held": held}
+    if (events := episode.events(rows)) is not None:
+        columns["events"] = events
     camera = None
     if has_scene(episode):
         geometry = autoencoder.geometry

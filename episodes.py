@@ -183,6 +183,9 @@ def decode_frame(encoded: bytes) -> np.ndarray:
         raise ValueError("not a readable picture") from None
 
 
+EVENT_COLUMNS = ("health", "ammo", "frags", "dead")  # that change where something happened
+
+
 class Episode:
     """One open parquet file. `actions`: int64 (T,).  `starts`: rows at which a game begins (one game: just 0)."""
 
@@ -215,6 +218,21 @@ class Episode:
     def columns_present(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Like `columns`, of those that the file has."""
         return self.columns([name for name in names if name in self._parquet.schema_arrow.names])
+
+    def events(self, rows: np.ndarray) -> np.ndarray | None:
+        """bool (n,): whether what the game counts (EVENT_COLUMNS) changed since the row before in `rows`, of its game.
+
+        rows: int64 (n,), ascending. A shot, damage, a pick-up, a death. None where nothing was counted."""
+        counted = self.columns_present(EVENT_COLUMNS)
+        if not counted:
+            return None
+        before = np.concatenate([rows[:1], rows[:-1]])
+        game = np.searchsorted(self.starts, rows, side="right")
+        is_event = np.zeros(len(rows), dtype=bool)
+        for values in counted.values():
+            changes = np.concatenate(([0], np.cumsum(values[1:] != values[:-1])))  # (T,) before each row
+            is_event |= changes[rows] != changes[before]
+        return is_event & (game == np.concatenate([game[:1], game[:-1]]))
 
     def read_frames(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 (n, H, W, 3) of the rows, in any order, repeats allowed; reads only the row groups they are in."""

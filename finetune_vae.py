@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FILM_FRAMES, FILM_HZ = 32, 8  # of the sample film, four seconds
 MOST_MOVED = (0.06, 0.12, 0.06)  # of worn frames: zoom, right, down, in halves of the picture
+TEXTURE_PIXELS, TEXTURE_SIZES = 8, (1, 2)  # whose mean contrast counts, and from what size of pixel to the next
 SCALE_FRAMES = 512  # training frames whose latents' standard deviation becomes the scaling factor
 
 
@@ -61,6 +62,13 @@ def build_parser() -> argparse.ArgumentParser:
         default=0.0,
         help="share of frames that were decoded, moved and encoded once before, as a world model's motion does with "
         "every frame it draws: learning to undo what that wears off",
+    )
+    add(
+        "--texture_weight",
+        type=command_line.fraction,
+        default=0.0,
+        help="of a loss beside the squared error that wants, in every 8x8 pixels, as much contrast between neighbours "
+        "as the real frame has: squared error alone blurs what it cannot place",
     )
     command_line.add_training_flags(arguments)
     hub_upload.add_hub_flags(arguments)
@@ -138,6 +146,7 @@ def main(args: argparse.Namespace) -> None:
         "autoencoder": preset.autoencoder if args.train_from_scratch else None,
         "encoder_sha256": None if args.train_from_scratch else autoencoder.encoder_sha256,
         "worn_share": args.worn_share,
+        "texture_weight": args.texture_weight,
     }
     run = TrainingRun(args, accelerator, autoencoder, identity, learning_rate=learning_rate, unit="frames")
     told = {
@@ -185,7 +194,10 @@ def main(args: argparse.Namespace) -> None:
             if args.worn_share > 0:
                 seen = worn(autoencoder, pixels, args, run.step, run.first_index(micro, batch_size))
             with accelerator.accumulate(run.model), accelerator.autocast():
-                loss = torch.nn.functional.mse_loss(run.model(seen, noise).float(), pixels)
+                shown = run.model(seen, noise).float()
+                loss = torch.nn.functional.mse_loss(shown, pixels)
+                if args.texture_weight > 0:
+                    loss = loss + args.texture_weight * texture_loss(shown, pixels)
                 run.update(loss)
         run.finish_step(items=global_batch)
     run.close()
@@ -222,6 +234,25 @@ def worn(autoencoder, pixels, args: argparse.Namespace, step: int, first: int):
     was_seen = torch.maximum(was_x.abs(), was_y.abs()) < 1
     is_worn = (draws[:, 3] < args.worn_share)[:, None, None] & was_seen
     return torch.where(is_worn[:, None], moved, pixels)
+
+
+def texture_loss(shown, pixels):
+    """Mean absolute difference of the local contrasts of two sets of pixels (B, 3, H', W'), a scalar.
+
+    Contrast: the mean absolute difference of neighbours within TEXTURE_PIXELS squared, for both directions and for
+    pixels of TEXTURE_SIZES. It tells how much texture there is and not where: statistics of filter responses, as in
+    Heeger & Bergen 1995, "Pyramid-Based Texture Analysis/Synthesis"."""
+    from torch.nn.functional import avg_pool2d
+
+    def contrasts(picture):
+        for size in TEXTURE_SIZES:
+            coarse = avg_pool2d(picture, size)
+            for direction in (2, 3):
+                steps = coarse.diff(dim=direction).abs()
+                yield avg_pool2d(steps, TEXTURE_PIXELS // size, ceil_mode=True)
+
+    pairs = zip(contrasts(shown), contrasts(pixels), strict=True)
+    return sum((ours - real).abs().mean() for ours, real in pairs)
 
 
 def push(args: argparse.Namespace, told: dict) -> None:

@@ -7,6 +7,7 @@ episode tree, one latent_episode_<n>.pt per episode:
     actions     (N,) int64, chosen on seeing the row's frame
     tics        (N,) int64, tic of the row within its game; where it does not go on by tics_per_row a game begins
     held        (N,) bool, whether one action holds from this row until the next stored one
+    events      (N,) bool, whether something the game counts changed since the stored row before, where recorded
     depth       (N, 2h, 2w) uint8 and
     poses       (N, 4) float32, where they were recorded: see scenes.py
     metadata    plain Python: format_version, source, source_rows, source_bytes, tics_per_row (between stored rows),
@@ -60,7 +61,7 @@ def open_latents(path: str | Path) -> dict[str, Any]:
     if stored["parameters"].dim() != 4:
         raise BadInput(f"{path}: `parameters` has shape {tuple(stored['parameters'].shape)}, expected (N, M, h, w)")
     stored.setdefault("metadata", {})
-    for name in ("actions", "tics", "held", "depth", "poses"):
+    for name in ("actions", "tics", "held", "events", "depth", "poses"):
         if name in stored:
             stored[name] = torch.as_tensor(stored[name])
             if len(stored[name]) != len(stored["parameters"]):
@@ -75,7 +76,7 @@ class LatentFile:
     """One latent file, its rows aligned by the rule of data_loader.py.
 
     `actions`: int64 (T,).  `tics`: int64 (T,).  `held`: bool (T,) or None.  `starts`: rows at which a game begins.
-    `depth`: uint8 (T, 2h, 2w) and `poses`: float32 (T, 4), or None."""
+    `events`: bool (T,) or None.  `depth`: uint8 (T, 2h, 2w) and `poses`: float32 (T, 4), or None."""
 
     def __init__(self, path: Path, legacy_alignment: str = "before") -> None:
         """`legacy_alignment` is for files without metadata: "after" pairs parameters[t] with actions[t+1]."""
@@ -91,6 +92,7 @@ class LatentFile:
         self.tics_per_row = int(self.metadata.get("tics_per_row", 1))  # legacy: every row counts as a tic
         self.tics = stored["tics"].numpy() if "tics" in stored else np.arange(len(actions)) * self.tics_per_row
         self.held = stored["held"].numpy() if "held" in stored else None
+        self.events = stored["events"].numpy() if "events" in stored else None
         self.depth, self.poses = stored.get("depth"), stored.get("poses")
         self.starts = np.concatenate(([0], np.flatnonzero(np.diff(self.tics) != self.tics_per_row) + 1))
         self.action_table = self.metadata.get("action_table")
@@ -128,7 +130,7 @@ def save_latents(path: Path, moments: Tensor, metadata: dict[str, Any], **column
     """Writes a latent file atomically.
 
     moments: (N, M, h, w), must own its storage: a slice would drag the rest of it into the file.
-    columns: actions, tics, held, (N,) each, and where recorded depth and poses."""
+    columns: actions, tics, held, (N,) each, and where recorded events, depth and poses."""
     if moments.untyped_storage().nbytes() != moments.numel() * moments.element_size():
         raise ValueError("moments are a slice of something larger; clone them first")
     columns = {name: column.clone() for name, column in columns.items()}

@@ -480,19 +480,19 @@ def _read_motion(folder: Path) -> MotionModel:
         raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
 
 
-def load_motion(folder: Path, config: WorldModelConfig) -> MotionModel:
+def load_motion(folder: Path, num_actions: int, encoder_sha256: str | None) -> MotionModel:
     """The motion model in a folder that `find_motion` gave.
 
-    BadInput where it does not load, or is of another encoder or number of actions than the world model's."""
+    BadInput where it does not load, or is of another encoder or number of actions than these, the data's."""
     motion = _read_motion(folder)
-    if motion.config.num_actions != config.num_actions:
+    if motion.config.num_actions != num_actions:
         raise BadInput(
-            f"{folder}: knows {motion.config.num_actions} actions, the data {config.num_actions}; "
-            "train it on the same data"
+            f"{folder}: knows {motion.config.num_actions} actions, the data {num_actions}; train it on the same data"
         )
-    theirs, ours = motion.config.encoder_sha256, config.encoder_sha256
-    if None not in (theirs, ours) and theirs != ours:
-        raise BadInput(f"{folder}: made for encoder {theirs[:12]}, not {ours[:12]}; train it on the same latents")
+    theirs = motion.config.encoder_sha256
+    if None not in (theirs, encoder_sha256) and theirs != encoder_sha256:
+        whose = f"made for encoder {theirs[:12]}, not {encoder_sha256[:12]}"
+        raise BadInput(f"{folder}: {whose}; train it on the same latents")
     return motion
 
 

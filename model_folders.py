@@ -177,7 +177,7 @@ def find_motion(folder_or_id: str | Path, preset: Preset) -> Path:
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else {}
     if config.get("_class_name") != "MotionModel":
-        raise BadInput(f"{folder}: not a motion model's folder; give --motion_folder one of train_motion.py")
+        raise BadInput(f"{folder}: not a motion model's folder; give one that train_motion.py wrote")
     shape = tuple(config.get(f"latent_{name}") for name in ("channels", "height", "width"))
     expected = (preset.latent_channels, preset.latent_height, preset.latent_width)
     if shape != expected:

@@ -1,7 +1,7 @@
 """Where the picture moves to: an optical flow from past frames and keys, by which the last frame is moved ahead.
 
 Most of a game's next frame is its last one, turned or walked into. A diffusion model that has to redraw that from codes
-of 8x8 pixels spends its training on what one bilinear warp does exactly, so a world model may have a `MotionModel`: its
+of 8x8 pixels spends its training on what one warp does exactly, so a world model may have a `MotionModel`: its
 last context frame is decoded, moved by the predicted flow and encoded again before the UNet sees it. The flow comes
 from the keys first (a turn shifts everything alike), then from the picture (what is near moves further; weapon and
 status bar stay) and from how past frames moved, on which walking and its bob in Doom depend. So the network sees how
@@ -186,13 +186,15 @@ def places(height: int, width: int, like: Tensor) -> Tensor:
 
 
 def warp(pixels: Tensor, flow: Tensor) -> Tensor:
-    """Pixels (B, 3, H', W') as a flow (B, 2, *, *) moves them, bilinearly; from beyond an edge comes the edge. float32.
+    """Pixels (B, 3, H', W') in [-1, 1] as a flow (B, 2, *, *) moves them; from beyond an edge comes the edge. float32.
 
-    Jaderberg et al. 2015, eq. 5."""
+    Jaderberg et al. 2015, eq. 5, with a cubic kernel (Keys 1981): a picture is moved once a frame, and what a linear
+    one blurs each time adds up."""
     height, width = pixels.shape[-2:]
     flow = interpolate(flow.float(), (height, width), mode="bilinear")
     grid = (places(height, width, flow) + flow).permute(0, 2, 3, 1)  # (B, H', W', 2)
-    return grid_sample(pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    moved = grid_sample(pixels.float(), grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return moved.clamp(-1, 1)  # a cubic kernel overshoots
 
 
 def photometric_loss(moved: Tensor, target: Tensor, flow: Tensor) -> Tensor:

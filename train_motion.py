@@ -6,9 +6,12 @@ learns what a warp cannot know. The same command again resumes exactly where the
     python train_motion.py --dataset_basepath latents --output_dir runs/motion --max_train_steps 100
     python train_motion.py --dataset_basepath latents --output_dir runs/motion --max_train_steps 2500 \\
         --batch_size 64 --lr_scheduler cosine --ema_decay 0.98
+    python train_motion.py --dataset_basepath latents --output_dir runs/motion_continued --learning_rate 5e-4 \\
+        --pretrained_model_name_or_path assets/models/small
 """
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 
@@ -30,12 +33,17 @@ def build_parser() -> argparse.ArgumentParser:
     add = arguments.add_argument
     add("--dataset_basepath", required=True, help="folder of latent_episode_*.pt, or data set on the Hub")
     add("--output_dir", required=True, help="run folder: checkpoints, metrics, samples, and motion/ to use")
+    add(
+        "--pretrained_model_name_or_path",
+        help="motion model to start from, or a world model with one: a folder, run folder or Hub id; default: none",
+    )
     add("--vae_folder_or_id", help="autoencoder folder or Hub id; default: the one kept beside the latents")
     add("--preset", help="sd14, small, smoke or a .json file; default: what the autoencoder folder says")
     add("--frame_stride", type=command_line.positive, help="tics between two frames; default: the preset's")
     add("--batch_size", type=command_line.positive, default=16, help="windows per device and micro-batch")
     add("--learning_rate", type=command_line.positive_float, default=2e-3, help="peak rate of AdamW")
     add("--num_validation_windows", type=command_line.positive, default=256, help="held-out windows to measure on")
+    command_line.add_event_flag(arguments)
     command_line.add_training_flags(arguments)
     command_line.add_device_flag(arguments)
     return arguments
@@ -45,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     from artifacts import check_writable
     from dataset_folders import dataset_folder
     from episodes import find_latents, split_episodes
-    from model_folders import find_autoencoder
+    from model_folders import find_autoencoder, find_motion
     from presets import PRESETS, get_preset
 
     preset = get_preset(args.preset) if args.preset else None
@@ -56,9 +64,12 @@ def main(args: argparse.Namespace) -> None:
     source = args.vae_folder_or_id or args.dataset_basepath
     _, geometry = find_autoencoder(source, preset)
     told = preset or PRESETS.get(geometry.preset)
-    if told is None and args.frame_stride is None:
+    if told is None and (args.frame_stride is None or args.pretrained_model_name_or_path):
         raise BadInput(f"{source}: made with the preset file {geometry.preset}.json; name it with --preset")
     stride = args.frame_stride or told.frame_stride
+    pretrained = None
+    if args.pretrained_model_name_or_path:
+        pretrained = find_motion(args.pretrained_model_name_or_path, dataclasses.replace(told, frame_stride=stride))
     check_writable("--output_dir", Path(args.output_dir))
     command_line.print_settings(
         args, frame_stride=stride, train_episodes=len(train_paths), validation_episodes=len(held_out_paths)
@@ -69,7 +80,7 @@ def main(args: argparse.Namespace) -> None:
 
     from data_loader import WindowDataset
     from diffusion import seeded_generator
-    from model import load_autoencoder
+    from model import load_autoencoder, load_motion
     from motion import SEEN_FRAMES, MotionModel, Mover, likelihood_loss, photometric_loss, sketch_loss, warp
     from scenes import camera_motions, scene_flow
     from training import TrainingRun, make_accelerator
@@ -84,8 +95,11 @@ def main(args: argparse.Namespace) -> None:
     dataset, held_out = WindowDataset(train_paths, **windows), WindowDataset(held_out_paths, **windows)
     if dataset.encoder_sha256 not in (None, autoencoder.encoder_sha256):
         raise BadInput(f"{args.dataset_basepath}: latents of another encoder than {source}; name theirs")
-    facts = {"frame_stride": stride, "encoder_sha256": autoencoder.encoder_sha256}
-    motion = MotionModel(channels, height, width, dataset.num_actions, **facts)
+    if pretrained is not None:
+        motion = load_motion(pretrained, dataset.num_actions, autoencoder.encoder_sha256)
+    else:
+        facts = {"frame_stride": stride, "encoder_sha256": autoencoder.encoder_sha256}
+        motion = MotionModel(channels, height, width, dataset.num_actions, **facts)
     global_batch = args.batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     identity = {
         "seed": args.seed,
@@ -103,7 +117,7 @@ def main(args: argparse.Namespace) -> None:
         known = f"without depth: {dataset.without_scene} has none, or another camera (record all with --record_depth)"
     run.write(f"{sum(p.numel() for p in run.parameters) / 1e6:.2f}M parameters, {len(dataset)} windows {known}")
     run.begin()
-    batches = run.batches(dataset, args.batch_size)
+    batches = run.batches(dataset, args.batch_size, args.event_share)
     mover = Mover(motion, autoencoder)
 
     def loss_of_pictures(latents: torch.Tensor, flow: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
@@ -142,7 +156,8 @@ def main(args: argparse.Namespace) -> None:
     while True:
         is_over = run.is_over()
         with run.housekeeping():
-            if is_over or run.is_due(args.validation_steps):
+            is_untouched = run.step == 0 and pretrained is not None  # what there is to improve on
+            if is_over or is_untouched or run.is_due(args.validation_steps):
                 validation()
             if is_over or run.is_due(args.checkpointing_steps):
                 run.save(validation.save_model)

@@ -118,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train ten steps, print memory, data set and time needed, and write nothing into --output_dir",
     )
+    command_line.add_event_flag(arguments)
     command_line.add_training_flags(arguments)
     hub_upload.add_hub_flags(arguments)
     command_line.add_device_flag(arguments)
@@ -203,7 +204,8 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         name = args.dataset_basepath
         world_model, config = finished_world_model(plan.world_model_folder, preset, dataset, name, plan.autoencoder)
     if plan.motion_folder is not None:
-        world_model.move_with(load_motion(plan.motion_folder, config), autoencoder)
+        motion = load_motion(plan.motion_folder, config.num_actions, config.encoder_sha256)
+        world_model.move_with(motion, autoencoder)
         config = dataclasses.replace(config, has_motion=True)
     if args.gradient_checkpointing:
         world_model.unet.enable_gradient_checkpointing()
@@ -236,7 +238,7 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         push(args, plan, len(dataset), global_batch)
         return
     scheduler = make_scheduler()
-    batches = run.batches(dataset, plan.batch_size)
+    batches = run.batches(dataset, plan.batch_size, args.event_share)
 
     def train_step() -> None:
         """One optimizer step."""
@@ -296,6 +298,7 @@ def push(args: argparse.Namespace, plan: Plan, num_windows: int, global_batch: i
             "optimizer": f"{plan.optimizer}, peak rate {plan.learning_rate:g}, {args.lr_scheduler}",
             "precision": f"{args.mixed_precision} mixed" if args.mixed_precision != "no" else "float32",
             "seed": args.seed,
+            **({"windows with an event": f"{args.event_share:.0%} besides"} if args.event_share else {}),
             **({} if args.context_noise is None else {"context noise": f"up to {args.context_noise:g}"}),
             **(
                 {"own frames": f"up to {args.own_frames} in {args.own_frames_share:.0%} of steps"}

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
@@ -147,13 +148,21 @@ class TrainingRun:
             self.close()
         return is_finished
 
-    def batches(self, dataset: Dataset, batch_size: int) -> Iterator:
-        """This process's micro-batches from the current step on, without end; the order follows from seed and step."""
+    def batches(self, dataset: Dataset, batch_size: int, event_share: float = 0.0) -> Iterator:
+        """This process's micro-batches from the current step on, without end; the order follows from seed and step.
+
+        event_share: of them from the data set's `event_windows`. Raises BadInput where it does not know any."""
+        events = dataset.event_windows() if event_share > 0 else None
+        if events is not None:
+            self.write(f"{len(events)} of {len(dataset)} windows show an event: {event_share:.0%} of what is drawn")
         if self.items not in (None, len(dataset)):
             self.write(
                 f"the data set has {len(dataset)} items, {self.items} before: from here on another order of them"
             )
         self.items = len(dataset)
+        return self._drawn(dataset, batch_size, events, event_share)
+
+    def _drawn(self, dataset: Dataset, batch_size: int, events: np.ndarray | None, event_share: float) -> Iterator:
         sampler = WindowSampler(
             len(dataset),
             seed=self.args.seed,
@@ -162,6 +171,8 @@ class TrainingRun:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             start_step=self.step,
+            favoured=events,
+            favoured_share=event_share,
         )
         workers = self.args.dataloader_num_workers
         is_pinned = self.accelerator.device.type == "cuda"

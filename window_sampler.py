@@ -30,12 +30,16 @@ class WindowSampler:
         world_size: int = 1,
         start_step: int = 0,
         num_steps: int | None = None,
+        favoured: np.ndarray | None = None,
+        favoured_share: float = 0.0,
     ) -> None:
         """`batch_size` per process and micro step; `accumulation` micro steps make an optimizer step.
 
-        num_steps: optimizer steps until the iterator ends, None for no end."""
+        num_steps: optimizer steps until the iterator ends, None for no end.
+        favoured: int64 (n,), windows from which a `favoured_share` of the samples comes instead, drawn one by one."""
         if num_windows < 1:
             raise ValueError("a sampler needs at least one window")
+        self.favoured, self.favoured_share = favoured, favoured_share
         self.num_windows, self.seed, self.batch_size = num_windows, seed, batch_size
         self.accumulation, self.rank, self.world_size = accumulation, rank, world_size
         self.start_step, self.num_steps = start_step, num_steps
@@ -49,7 +53,12 @@ class WindowSampler:
         while walking.any():
             place[walking] = self._permute(place[walking], epoch[walking])
             walking = place >= self.num_windows
-        return place.astype(np.int64)
+        windows = place.astype(np.int64)
+        if self.favoured is not None:
+            draws = _mix(samples + _mix(np.array([self.seed % 2**64], dtype=np.uint64)))
+            is_favoured = draws.astype(np.float64) / 2.0**64 < self.favoured_share
+            windows = np.where(is_favoured, self.favoured[_mix(draws) % np.uint64(len(self.favoured))], windows)
+        return windows
 
     def __iter__(self) -> Iterator[list[int]]:
         steps = itertools.count() if self.num_steps is None else range(self.num_steps)

@@ -6,6 +6,8 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from episode_factory import ACTION_TABLE, write_episode
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader
 import data_loader
 from command_line import BadInput
 from data_loader import FrameDataset, WindowDataset, WindowSampler, open_latents, window_targets
-from episodes import find_latents, held_strides
+from episodes import Episode, find_latents, held_strides
 from latents import save_latents
 
 BLACK = 99.0
@@ -23,7 +25,7 @@ BLACK = 99.0
 def write_latents(path: Path, actions: list[int], *, tics: list[int] | None = None, **facts: object) -> Path:
     """A latent file (N, 1, 2, 2) whose row k has value k (black is 99)."""
     count, stride = len(actions), int(facts.get("tics_per_row", 1))
-    held = facts.pop("held", [True] * count)
+    held, events = facts.pop("held", [True] * count), facts.pop("events", None)
     metadata = {"tics_per_row": 1, "action_table": ACTION_TABLE, "encoder_sha256": "e", **facts}
     moments = torch.arange(count, dtype=torch.float16)[:, None, None, None].expand(count, 1, 2, 2).clone()
     black = {"encoder_sha256": "e"}
@@ -33,6 +35,8 @@ def write_latents(path: Path, actions: list[int], *, tics: list[int] | None = No
         "tics": torch.tensor(tics if tics is not None else range(0, count * stride, stride)),
         "held": torch.tensor(held, dtype=torch.bool),
     }
+    if events is not None:
+        columns["events"] = torch.tensor(events)
     save_latents(path, moments, metadata, **columns)
     save_latents(path.parent / "latent_black.pt", torch.full((1, 1, 2, 2), BLACK).half(), black)
     return path
@@ -369,7 +373,53 @@ def test_saving_a_slice_is_refused_since_it_drags_its_storage_along(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+# ------------------------------------------------------------------------------------------------ events
+
+
+def test_an_event_is_a_change_of_what_the_game_counts_since_the_row_before(tmp_path: Path) -> None:
+    path = write_episode(tmp_path / "episode_0.parquet", [0] * 10, games=[0] * 5 + [1] * 5, legacy="after")
+    table = pq.read_table(path)  # whose games lose their last row
+    health = pa.array([9.0, 9.0, 5.0, 5.0, 5.0, 7.0, 7.0, 7.0, 6.0, 6.0], pa.float32())
+    pq.write_table(table.set_column(table.schema.get_field_index("health"), "health", health), path)
+    episode = Episode(path)
+    assert episode.starts.tolist() == [0, 4], "and a new game is none"
+    assert episode.events(np.arange(8)).tolist() == [False, False, True, False, False, False, False, True]
+    assert episode.events(np.array([0, 3, 4, 6])).tolist() == [False, True, False, False]
+    dataset = WindowDataset([path, path], context_length=2, frame_stride=2, kind="frames")
+    targets = [int(dataset.window_rows(window)[-1]) for window in dataset.event_windows()]
+    assert targets == [2, 3, 7, 2, 3, 7], "an event within the stride that leads to the target counts"
+    nothing = write_episode(tmp_path / "still/episode_0.parquet", [0] * 8, legacy="before")
+    assert Episode(nothing).events(np.arange(8)) is None
+
+
+def test_windows_of_events_are_found_in_latents_too_and_refused_where_none_is_known(tmp_path: Path) -> None:
+    quiet = write_latents(tmp_path / "latent_episode_0.pt", [1] * 6, events=[False] * 6)
+    loud = write_latents(tmp_path / "latent_episode_1.pt", [1] * 6, events=[False, True, False, False, True, False])
+    dataset = WindowDataset([quiet, loud], context_length=2, frame_stride=1)
+    assert [values_of(dataset[window])[-1] for window in dataset.event_windows()] == [1, 4]
+    with pytest.raises(BadInput, match="nothing ever happens"):
+        WindowDataset([quiet], context_length=2, frame_stride=1).event_windows()
+    unknown = write_latents(tmp_path / "latent_episode_2.pt", [1] * 6)
+    with pytest.raises(BadInput, match="latent_episode_2.pt: tells of no events"):
+        WindowDataset([loud, unknown], context_length=2, frame_stride=1).event_windows()
+
+
 # ------------------------------------------------------------------------------------------------ order
+
+
+def test_of_what_is_favoured_comes_the_share_asked_for_whoever_reads_it() -> None:
+    favoured = np.array([3, 500, 999])
+    settings = {"seed": 2, "favoured": favoured, "favoured_share": 0.25}
+    drawn = WindowSampler(1000, batch_size=1, **settings).window_at(np.arange(8000))
+    count = np.bincount(drawn, minlength=1000)
+    assert count[favoured].sum() == pytest.approx(8000 * (0.25 + 0.75 * 0.003), rel=0.1)
+    assert count[favoured].min() > 0.8 * count[favoured].max(), "each as often"
+    others = np.delete(count, favoured)
+    assert others.mean() == pytest.approx(6, rel=0.05) and others.min() >= 1, "and the others as before"
+    ranks = [take(WindowSampler(1000, batch_size=5, rank=rank, world_size=2, **settings), 4) for rank in range(2)]
+    assert [window for pair in zip(*ranks, strict=True) for batch in pair for window in batch] == drawn[:40].tolist()
+    resumed = take(WindowSampler(1000, batch_size=10, start_step=2, **settings), 2)
+    assert [window for batch in resumed for window in batch] == drawn[20:40].tolist()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 63, 100, 1000])

@@ -88,6 +88,7 @@ def test_only_the_frames_of_the_stride_are_encoded_each_with_its_action(
     assert stored["actions"].tolist() == [1, 2, 3]
     assert stored["tics"].tolist() == [0, 4, 8]
     assert stored["held"].tolist() == [True, False, False]  # 2 2 3 3 changes; the last row leads nowhere
+    assert stored["events"].tolist() == [False, True, True], "its health changes all the time, but not into the first"
     source = episodes / "train/level_0/env_0/episode_000000.parquet"
     assert stored["metadata"] == {
         "format_version": 1,

@@ -26,11 +26,12 @@ from small_runs import (
     tree,
 )
 from tiny_models import kl_autoencoder, saved, tiny_autoencoder
+from torch.nn.functional import mse_loss
 
 from command_line import BadInput
 from data_loader import FrameDataset
 from episodes import find_episodes
-from finetune_vae import film_rows, worn
+from finetune_vae import film_rows, texture_loss, worn
 from model import load_autoencoder
 
 SCRIPT = "finetune_vae.py"
@@ -168,6 +169,19 @@ def test_worn_frames_come_back_to_where_they_are_and_are_those_asked_for() -> No
     assert again.equal(half[8:16]), "a frame's place in the global batch decides, not the batch it comes in"
 
 
+def test_texture_counts_by_how_much_there_is_and_not_by_where() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(2, 3, 64, 80, generator=generator).clamp(-2, 2) / 2
+    other = torch.randn(2, 3, 64, 80, generator=generator).clamp(-2, 2) / 2
+    blurred = torch.nn.functional.avg_pool2d(real, 3, stride=1, padding=1)
+    assert float(texture_loss(real, real)) == 0
+    assert mse_loss(other, real) > 1.5 * mse_loss(blurred, real), "to squared error blur is the better one"
+    assert texture_loss(other, real) < 0.3 * texture_loss(blurred, real), "and here it is not"
+    flat = torch.zeros(2, 3, 64, 80, requires_grad=True)
+    texture_loss(flat + 0.01 * other, real).backward()
+    assert flat.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("kind", ["scratch", "AutoencoderKL", "worn"])
 def test_a_second_session_goes_on_exactly(kind: str, base: Path, tmp_path: Path) -> None:
     """From scratch the scale is written and taken back; a posterior draws noise: neither may disturb a resume."""
@@ -178,7 +192,9 @@ def test_a_second_session_goes_on_exactly(kind: str, base: Path, tmp_path: Path)
             if kind == "scratch":
                 from_scratch(base, tmp_path / name, **flags)
             else:
-                flags |= {"worn_share": 0.5} if kind == "worn" else {"model_folder_or_id": folder}
+                flags |= (
+                    {"worn_share": 0.5, "texture_weight": 0.1} if kind == "worn" else {"model_folder_or_id": folder}
+                )
                 words = changed_words(autoencoder_words(base, tmp_path / name), **flags)
                 call(SCRIPT, *words)
     for name in ("model", "ema", "optimizer"):

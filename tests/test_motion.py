@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_runs import call, changed_words, logged, random_autoencoder, random_latents, world_model_words, write_play
 from test_backends import played
 from test_command_lines import quick_refusal
 from tiny_models import LEFT, NOOP, RIGHT, saved, tiny_autoencoder, tiny_world_model
 from torch import Tensor
+from torch.nn.functional import grid_sample, interpolate
 
 from backends import CompiledBackend
 from command_line import BadInput
 from diffusion import with_own_frames
 from engine import GameEngine
 from model import LoadedWorldModel, load_world_model
-from motion import SEEN_FRAMES, MotionModel, Mover, likelihood_loss, photometric_loss, warp
+from motion import SEEN_FRAMES, MotionModel, Mover, likelihood_loss, photometric_loss, places, warp
 from saves import checkpoint_id
 
 SHAPE = (4, 8, 10)  # latents of `smoke`, of 64x80 pixels
@@ -58,6 +60,26 @@ def test_a_flow_says_where_each_place_was_before() -> None:
     flow = torch.zeros(1, 2, 16, 20)
     flow[:, 1] = 4 / 32
     assert torch.allclose(warp(picture, flow)[:, :, :-4], picture[:, :, 4:], atol=1e-5)
+
+
+def test_a_picture_that_is_moved_again_and_again_keeps_its_contrast() -> None:
+    stripes_px = 6
+    picture = torch.sin(torch.arange(160) * 2 * torch.pi / stripes_px).expand(1, 3, 128, -1).clone()
+    flow = torch.zeros(1, 2, 32, 40)
+    flow[:, 0] = 2 * 2.5 / 160  # two and a half pixels
+    moved, linear = picture, picture
+    grid = (places(128, 160, flow) + warp_size(flow)).permute(0, 2, 3, 1)
+    for _ in range(8):
+        moved = warp(moved, flow)
+        linear = grid_sample(linear, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    middle = (..., slice(20, 110), slice(20, 120))
+    contrasts = [float(each[middle].std() / picture[middle].std()) for each in (moved, linear)]
+    assert contrasts[0] > 0.8 and contrasts[1] < 0.4, contrasts
+    assert moved.abs().max() <= 1
+
+
+def warp_size(flow: Tensor) -> Tensor:
+    return interpolate(flow, (128, 160), mode="bilinear")
 
 
 def test_it_learns_from_pictures_alone_that_a_key_turns_the_view_by_many_pixels() -> None:
@@ -214,7 +236,8 @@ def test_a_motion_run_resumes_exactly_and_a_world_model_learns_on_it_and_goes_on
     assert [row["step"] for row in logged(tmp_path / "whole") if "loss" in row] == [4, 8]
 
     words = changed_words(world_model_words(base, tmp_path / "run"), max_train_steps=2)
-    call("train_text_to_image.py", *words, "--motion_folder", tmp_path / "whole")
+    call("train_text_to_image.py", *words, "--motion_folder", tmp_path / "whole", "--event_share", 0.5)
+    assert "windows show an event: 50% of what is drawn" in capsys.readouterr().out
     first = load_world_model(tmp_path / "run")
     assert first.config.has_motion and first.world_model.mover.motion.config.latent_width == SHAPE[2]
     further = changed_words(words, output_dir=tmp_path / "further", preset=None, frame_stride=None)
@@ -222,6 +245,36 @@ def test_a_motion_run_resumes_exactly_and_a_world_model_learns_on_it_and_goes_on
     second = load_world_model(tmp_path / "further")
     kept = zip(*(each.world_model.mover.motion.parameters() for each in (first, second)), strict=True)
     assert second.config.has_motion and all(before.equal(after) for before, after in kept)
+
+
+def test_a_motion_run_starts_from_a_finished_one_and_measures_it_first(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path_factory.getbasetemp()
+    call("train_motion.py", *motion_words(base, tmp_path / "first"), "--max_train_steps", 4)
+    start = load_file(tmp_path / "first/motion/diffusion_pytorch_model.safetensors")
+    loaded = moving_world_model()
+    loaded.world_model.move_with(MotionModel.from_pretrained(tmp_path / "first/motion"), loaded.autoencoder)
+    loaded.save(tmp_path / "world_model")
+    for number, source in enumerate((tmp_path / "first", tmp_path / "world_model")):
+        capsys.readouterr()
+        words = (*motion_words(base, tmp_path / f"further_{number}"), "--max_train_steps", 1, "--lr_warmup_steps", 9)
+        call("train_motion.py", *words, "--pretrained_model_name_or_path", source, "--event_share", 0.3)
+        said = capsys.readouterr().out
+        assert "after 0 steps" in said and "windows show an event: 30% of what is drawn" in said
+        end = load_file(tmp_path / f"further_{number}/checkpoint-1/model.safetensors")
+        assert all(end[name].equal(start[name]) for name in start), "the first step of a warm-up has a rate of zero"
+        names = ("first", f"further_{number}")
+        configs = [MotionModel.from_pretrained(tmp_path / run / "motion").config for run in names]
+        assert configs[0].encoder_sha256 == configs[1].encoder_sha256 is not None
+    capsys.readouterr()
+    words = (*motion_words(base, tmp_path / "x"), "--pretrained_model_name_or_path")
+    assert "not a motion model's folder" in quick_refusal("train_motion.py", *words, random_autoencoder(base))
+    MotionModel(*SHAPE, num_actions=3, frame_stride=4).save_pretrained(tmp_path / "slow")
+    assert "moves frames by 4 tics" in quick_refusal("train_motion.py", *words, tmp_path / "slow")
+    MotionModel(*SHAPE, num_actions=9).save_pretrained(tmp_path / "other")
+    with pytest.raises(BadInput, match="knows 9 actions, the data 3"):
+        call("train_motion.py", *words, tmp_path / "other")
 
 
 def test_a_run_sees_its_frames_moved_and_cannot_go_on_without(
