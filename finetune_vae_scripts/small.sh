@@ -1,6 +1,6 @@
 #!/bin/sh
-# Tunes the decoder of the `small` autoencoder that train_diffusion_scripts/small.sh made, on a game's frames; the encoder
-# stays, so its latents and world models stay valid. Run again, it goes on where it stopped.
+# The decoder of the `small` recipe, which calls this: tunes the autoencoder that train_diffusion_scripts/small.sh made on a
+# game's frames; the encoder stays, so its latents and world models stay valid. Run again, it goes on where it stopped.
 #   sh finetune_vae_scripts/small.sh EPISODES [OUT [flags of finetune_vae.py]]
 #   sh finetune_vae_scripts/small.sh episodes runs/small --max_train_minutes 30
 set -eu
@@ -22,8 +22,8 @@ if [ ! -f "$out/latents/latent_black.pt" ]; then
     exit 2
 fi
 
-# The decoder that ships: worn frames against the blur that a rollout adds to itself.
+# The decoder that ships: worn frames and a loss for texture, against the blur that a rollout adds to itself.
 "$PYTHON" "$root/finetune_vae.py" --dataset_basepath "$episodes" --output_dir "$out/decoder" \
-    --model_folder_or_id "$out/autoencoder" --channels_last yes --worn_share 0.6 --max_train_steps 1500 \
-    --learning_rate 6e-4 --lr_scheduler cosine --ema_decay 0.99 --save_dtype float16 "$@"
+    --model_folder_or_id "$out/autoencoder" --channels_last yes --worn_share 0.6 --texture_weight 0.1 \
+    --max_train_steps 1500 --learning_rate 6e-4 --lr_scheduler cosine --ema_decay 0.99 --save_dtype float16 "$@"
 echo "a tuned decoder: $out/decoder/autoencoder; play with it as --vae_ft_model_folder"

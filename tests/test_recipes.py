@@ -1,4 +1,4 @@
-"""The recipes of the paper's size: real runs whose only argument is the data path, from any directory."""
+"""The recipes: real runs whose only argument is the data path, from any directory."""
 
 import os
 import re
@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from command import REPOSITORY, environment
 from small_runs import call, episodes
+from stage_one import GENERATE
+from stage_one import call as call_stage1
 from tiny_models import stable_diffusion_folder, tiny_sd14
 
 from model import load_autoencoder, load_world_model
@@ -78,3 +80,22 @@ def test_both_recipes_train_what_they_promise_from_any_directory(
     assert done.returncode == 0, done.stderr[-2000:]
     assert "optimizer: adafactor" in done.stdout and "global batch 16" in done.stdout
     assert load_world_model(tmp_path / "runs/sd14").config.context_length == 4
+
+
+@pytest.mark.slow
+def test_the_small_recipe_makes_a_playable_model_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    flags = ["--policy", "explore", "--level", "2", "--bots", "2", "--episodes", "2", "--episode_tics", "280"]
+    flags += ["--record_stride", "2", "--num_workers", "1", "--screen_resolution", "RES_160X120", "--record_depth"]
+    played = call_stage1(GENERATE, *flags, "--output_dir", tmp_path / "my episodes")
+    assert played.returncode == 0, played.stderr
+    words = ("my episodes", "out", *QUICK[:2], *QUICK[4:], "--channels_last", "no")
+    done = recipe("train_diffusion_scripts/small.sh", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "a playable model: out/world_model_run/world_model"
+    assert "windows with depth" in done.stdout and done.stdout.count("windows show an event") == 2
+    loaded = load_world_model(tmp_path / "out/world_model_run")
+    tuned = load_autoencoder(tmp_path / "out/decoder").vae.state_dict()
+    assert loaded.config.has_motion and len(loaded.start_contexts.latents) == 12
+    assert all(tuned[name].equal(tensor) for name, tensor in loaded.autoencoder.vae.state_dict().items())
+    again = recipe("train_diffusion_scripts/small.sh", *words, cwd=tmp_path)
+    assert again.returncode == 0 and again.stdout.count("is finished") == 3, again.stderr[-2000:]
