@@ -32,7 +32,8 @@ PYRAMID = (1, 2, 4, 8, 16)  # pixels averaged before comparing: a far shift is o
 SMOOTHNESS = 0.2
 UNITS = 0.1  # of the picture's half size, in which networks speak of flow
 LEAST_STD, MOST_STD = 0.03, 1.5  # of latents, whose own standard deviation is about 1
-SURE_STD = 0.3  # below it a code is as good as known
+SURE_STD = 0.5  # below it the code of a cell that moves is kept: a network draws the mean of what it might be, a blur
+STILL_SURE_STD = 0.3  # and of one that does not, where a gun or a digit changes by rules that a network can learn
 SKETCH = 4  # a cell's grey sketch is SKETCH x SKETCH, in which past frames are compared
 SHIFTS = (6, 12)  # farthest shift compared along columns and along rows, in the sketch's pixels, in SIDES steps a side
 SIDES = 6
@@ -231,9 +232,10 @@ class Mover(nn.Module):
         """context: (B, L, C, h, w), oldest first.  actions: (B, L) int64.
 
         Returns the context (B, L, C, h, w) with its last frame moved, and the standard deviation (B, 1, h, w) of the
-        next latents about that, zero where below SURE_STD."""
+        next latents about that, zero where below SURE_STD, or STILL_SURE_STD."""
         flow, std = self.motion(context.to(self.motion.dtype), actions)
-        std = torch.where(std < SURE_STD, 0.0, std)
+        sure = torch.where(self._moving_cells(flow, context), SURE_STD, STILL_SURE_STD)
+        std = torch.where(std < sure, 0.0, std)
         return torch.cat([context[:, :-1], self.moved(context[:, -1], flow)[:, None]], dim=1), std
 
     @torch.no_grad()
@@ -246,7 +248,11 @@ class Mover(nn.Module):
         pixels = warp(pixels, flow)
         pixels = pixels.to(self.autoencoder.vae.dtype)
         moved = self.autoencoder.sample_latents(self.autoencoder.encode_pixels(pixels)).to(last.dtype)
-        height, width = pixels.shape[-2:]
-        is_moving = (flow[:, :1].abs() * width > 2 * STILL_PIXELS) | (flow[:, 1:].abs() * height > 2 * STILL_PIXELS)
-        cells = nn.functional.adaptive_max_pool2d(is_moving.float(), last.shape[-2:])  # (B, 1, h, w)
-        return torch.where(cells > 0, moved, last)
+        return torch.where(self._moving_cells(flow, last), moved, last)
+
+    def _moving_cells(self, flow: Tensor, latents: Tensor) -> Tensor:
+        """bool (B, 1, h, w): the cells of latents (..., h, w) in which something moves by more than STILL_PIXELS."""
+        geometry = self.autoencoder.geometry
+        size = flow.new_tensor([geometry.padded_width, geometry.padded_height])[:, None, None]
+        is_moving = (flow.abs() * size > 2 * STILL_PIXELS).any(dim=1, keepdim=True)
+        return nn.functional.adaptive_max_pool2d(is_moving.float(), latents.shape[-2:]) > 0

@@ -20,7 +20,7 @@ from command_line import BadInput
 from diffusion import with_own_frames
 from engine import GameEngine
 from model import LoadedWorldModel, load_world_model
-from motion import SEEN_FRAMES, MotionModel, Mover, likelihood_loss, photometric_loss, places, warp
+from motion import LEAST_STD, MOST_STD, SEEN_FRAMES, MotionModel, Mover, likelihood_loss, photometric_loss, places, warp
 from saves import checkpoint_id
 
 SHAPE = (4, 8, 10)  # latents of `smoke`, of 64x80 pixels
@@ -134,7 +134,10 @@ def test_only_what_moves_is_drawn_anew() -> None:
     half.flow_of_keys.weight.zero_()
     half.flow_of_keys.bias.copy_(torch.tensor([1.0, 0.0])[:, None, None].expand(2, 8, 10).flatten())
     half.flow_of_keys.bias.view(2, 8, 10)[:, 4:] = 0  # the lower half stands still
-    moved, _ = Mover(half, tiny_autoencoder())(context, actions)
+    half.conv_std.weight.zero_()
+    half.conv_std.bias.fill_(float(torch.logit(torch.tensor(np.log(0.4 / LEAST_STD) / np.log(MOST_STD / LEAST_STD)))))
+    moved, std = Mover(half, tiny_autoencoder())(context, actions)
+    assert not std[:, :, :3].any() and torch.allclose(std[:, :, 5:], torch.tensor(0.4)), "what moves is kept sooner"
     assert moved[:, :-1].equal(context[:, :-1]) and moved[:, -1, :, 5:].equal(context[:, -1, :, 5:])
     assert not torch.isclose(moved[:, -1, :, :3], context[:, -1, :, :3]).any()
 
