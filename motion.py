@@ -32,7 +32,7 @@ PYRAMID = (1, 2, 4, 8, 16)  # pixels averaged before comparing: a far shift is o
 SMOOTHNESS = 0.2
 UNITS = 0.1  # of the picture's half size, in which networks speak of flow
 LEAST_STD, MOST_STD = 0.03, 1.5  # of latents, whose own standard deviation is about 1
-SURE_STD = 0.5  # below it the code of a cell that moves is kept: a network draws the mean of what it might be, a blur
+SURE_STD = 0.65  # below it the code of a cell that moves is kept: a network draws the mean of what it might be, a blur
 STILL_SURE_STD = 0.3  # and of one that does not, where a gun or a digit changes by rules that a network can learn
 SKETCH = 4  # a cell's grey sketch is SKETCH x SKETCH, in which past frames are compared
 SHIFTS = (6, 12)  # farthest shift compared along columns and along rows, in the sketch's pixels, in SIDES steps a side
@@ -187,14 +187,14 @@ def places(height: int, width: int, like: Tensor) -> Tensor:
 
 
 def warp(pixels: Tensor, flow: Tensor) -> Tensor:
-    """Pixels (B, 3, H', W') in [-1, 1] as a flow (B, 2, *, *) moves them; from beyond an edge comes the edge. float32.
+    """Pixels (B, 3, H', W') in [-1, 1] as a flow (B, 2, *, *) moves them, mirrored beyond the edges. float32.
 
     Jaderberg et al. 2015, eq. 5, with a cubic kernel (Keys 1981): a picture is moved once a frame, and what a linear
-    one blurs each time adds up."""
+    one blurs each time adds up. Mirrored: what comes into view is more like what is beside it than like a smear."""
     height, width = pixels.shape[-2:]
     flow = interpolate(flow.float(), (height, width), mode="bilinear")
     grid = (places(height, width, flow) + flow).permute(0, 2, 3, 1)  # (B, H', W', 2)
-    moved = grid_sample(pixels.float(), grid, mode="bicubic", padding_mode="border", align_corners=False)
+    moved = grid_sample(pixels.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
     return moved.clamp(-1, 1)  # a cubic kernel overshoots
 
 
