@@ -33,6 +33,7 @@ ROWS = [  # script, flag, what it says offline
     ("train_text_to_image.py", "--motion_folder", MODEL),
     ("train_text_to_image.py", "--dataset_basepath", DATA),
     ("train_motion.py", "--dataset_basepath", DATA),
+    ("train_motion.py", "--pretrained_model_name_or_path", MODEL),
     ("train_motion.py", "--vae_folder_or_id", MODEL),
     ("run_autoregressive.py", "--unet_model_folder", MODEL),
     ("run_autoregressive.py", "--vae_ft_model_folder", MODEL),
