@@ -208,7 +208,8 @@ class WindowDataset(Dataset):
             first, targets = self.targets(episode)
             events = self._file(episode).events
             if events is None:
-                raise BadInput(f"{path}: tells of no events; record and encode it again, or leave --event_share out")
+                cure = "encode it into an empty folder, or leave --event_share out"
+                raise BadInput(f"{path}: tells of no events; {cure}")
             found.append(first + np.flatnonzero(self._happens(events, targets)))
         windows = np.concatenate(found)
         if not len(windows):
