@@ -48,8 +48,8 @@ def add_event_flag(arguments: argparse.ArgumentParser) -> None:
         "--event_share",
         type=fraction,
         default=0.0,
-        help="share of windows drawn from those that lead to an event (a shot, damage, a pick-up, a death: a change of "
-        "what the game counts), which are rare",
+        help="share of windows drawn from those that lead to an event (a shot, damage, a pick-up, another weapon, "
+        "a death: a change of what the game counts), which are rare",
     )
 
 

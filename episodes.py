@@ -223,13 +223,17 @@ class Episode:
         """bool (n,): whether what the game counts (EVENT_COLUMNS) changed since the row before in `rows`, of its game.
 
         rows: int64 (n,), ascending. A shot, damage, a pick-up, a death. None where nothing was counted."""
-        counted = self.columns_present(EVENT_COLUMNS)
-        if not counted:
+        schema = self._parquet.schema_arrow
+        kinds = {name: schema.field(name).type for name in EVENT_COLUMNS if name in schema.names}
+        numbers = [name for name, kind in kinds.items() if pa.types.is_primitive(kind)]
+        if not numbers:
             return None
+        counted = self.columns(numbers)
         before = np.concatenate([rows[:1], rows[:-1]])
         game = np.searchsorted(self.starts, rows, side="right")
         is_event = np.zeros(len(rows), dtype=bool)
         for values in counted.values():
+            values = np.nan_to_num(values.astype(np.float64), nan=-1.0)  # a missing number is no change
             changes = np.concatenate(([0], np.cumsum(values[1:] != values[:-1])))  # (T,) before each row
             is_event |= changes[rows] != changes[before]
         return is_event & (game == np.concatenate([game[:1], game[:-1]]))

@@ -154,7 +154,12 @@ def main(args: argparse.Namespace) -> None:
         "train_episodes": len(train_paths),
         "validation_episodes": len(validation_paths),
         "items": f"{len(dataset):,} frames",
-        "settings": {"frames per step": global_batch, "optimizer": f"adamw, peak rate {learning_rate:g}"},
+        "settings": {
+            "frames per step": global_batch,
+            "optimizer": f"adamw, peak rate {learning_rate:g}",
+            **({"worn frames": f"{args.worn_share:.0%}"} if args.worn_share else {}),
+            **({"weight of texture": f"{args.texture_weight:g}"} if args.texture_weight else {}),
+        },
         "base": args.model_folder_or_id,
     }
     if run.was_finished("autoencoder"):

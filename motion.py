@@ -9,10 +9,11 @@ well past frames match when shifted (the cost volume of Sun et al. 2018, "PWC-Ne
 known of the whole frame scales what is found in each place (FiLM, Perez et al. 2018).
 
 It also says how far off the moved frame may be, cell by cell: next to nothing where a wall was only shifted, all where
-something comes into view. That is the prior about which the world model draws: where it is below `SURE_STD` the moved
-frame stands, and the UNet makes up the rest. Flow-warped prediction: Finn et al. 2016, "Unsupervised Learning for
-Physical Interaction through Video Prediction"; its loss is photometric, over a pyramid (Yu et al. 2016, "Back to
-Basics"), and that of the errors to expect a Gaussian likelihood (Nix & Weigend 1994).
+something comes into view. That is the prior about which the world model draws: where it is below `SURE_STD`, or below
+`STILL_SURE_STD` where nothing moves, the moved frame stands, and the UNet makes up the rest. Flow-warped prediction:
+Finn et al. 2016, "Unsupervised Learning for Physical Interaction through Video Prediction"; its loss is photometric,
+over a pyramid (Yu et al. 2016, "Back to Basics"), and that of the errors to expect a Gaussian likelihood (Nix & Weigend
+1994).
 
 Turning is learned from pictures alone; walking, whose flow depends on how far everything is, from the true flow of
 recorded scenes (scenes.py), as a few fields over the picture of which the frame as a whole tells the amounts.
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad, pixel_shuffle, silu
 
 MOTION_VERSION = 2
+MOVER_VERSION = 2  # of how a frame is moved, raised where the same weights move it differently
 SEEN_FRAMES = 4
 PYRAMID = (1, 2, 4, 8, 16)  # pixels averaged before comparing: a far shift is only felt in a coarse picture
 SMOOTHNESS = 0.2
@@ -232,7 +234,7 @@ class Mover(nn.Module):
         """context: (B, L, C, h, w), oldest first.  actions: (B, L) int64.
 
         Returns the context (B, L, C, h, w) with its last frame moved, and the standard deviation (B, 1, h, w) of the
-        next latents about that, zero where below SURE_STD, or STILL_SURE_STD."""
+        next latents about that, zero where below SURE_STD, of cells that stand still STILL_SURE_STD."""
         flow, std = self.motion(context.to(self.motion.dtype), actions)
         sure = torch.where(self._moving_cells(flow, context), SURE_STD, STILL_SURE_STD)
         std = torch.where(std < sure, 0.0, std)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from command_line import BadInput
 from engine import GameEngine
+from motion import MOVER_VERSION
 
 FORMAT_VERSION = 2
 METADATA_KEY = "neural_game_engine"
@@ -111,6 +112,7 @@ def drawn_by(engine: GameEngine) -> dict[str, Any]:
         "library": engine.backend.library,
         "threads": torch.get_num_threads() if engine.device.type == "cpu" else 0,  # sums are split among them
         "decoder": _digest_of(engine.autoencoder.vae.state_dict().items(), {})[:12],
+        **({} if engine.world_model.mover is None else {"mover": MOVER_VERSION}),
     }
 
 

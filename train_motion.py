@@ -104,6 +104,7 @@ def main(args: argparse.Namespace) -> None:
     identity = {
         "seed": args.seed,
         "global_batch_size": global_batch,
+        "event_share": args.event_share,
         "camera": dataset.camera,
         "motion": {name: value for name, value in motion.config.items() if not name.startswith("_")},
     }
@@ -116,8 +117,8 @@ def main(args: argparse.Namespace) -> None:
     if not has_depth:
         known = f"without depth: {dataset.without_scene} has none, or another camera (record all with --record_depth)"
     run.write(f"{sum(p.numel() for p in run.parameters) / 1e6:.2f}M parameters, {len(dataset)} windows {known}")
-    run.begin()
     batches = run.batches(dataset, args.batch_size, args.event_share)
+    run.begin()
     mover = Mover(motion, autoencoder)
 
     def loss_of_pictures(latents: torch.Tensor, flow: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

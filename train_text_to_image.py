@@ -176,6 +176,7 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
     from artifacts import sha256_of_tensors
     from data_loader import WindowDataset
     from model import LoadedWorldModel, load_autoencoder, load_motion, make_scheduler
+    from motion import MOVER_VERSION
     from pretrained import finished_world_model, new_world_model
     from training import TrainingRun, make_accelerator
     from validation import Validation
@@ -220,9 +221,11 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         "encoder_sha256": autoencoder.encoder_sha256,
         "from_pixels": args.from_pixels,
         "legacy_alignment": args.legacy_alignment,
+        "event_share": args.event_share,
     }
     mover = world_model.mover
     identity["motion_sha256"] = sha256_of_tensors(mover.motion.state_dict(), {}) if mover is not None else None
+    identity["mover"] = MOVER_VERSION if mover is not None else None
     if plan.pretrained is not None:  # the shape of what was loaded, wherever it lies
         identity["unet"] = {k: v for k, v in world_model.unet.config.items() if not k.startswith("_")}
     run = TrainingRun(
@@ -298,7 +301,7 @@ def push(args: argparse.Namespace, plan: Plan, num_windows: int, global_batch: i
             "optimizer": f"{plan.optimizer}, peak rate {plan.learning_rate:g}, {args.lr_scheduler}",
             "precision": f"{args.mixed_precision} mixed" if args.mixed_precision != "no" else "float32",
             "seed": args.seed,
-            **({"windows with an event": f"{args.event_share:.0%} besides"} if args.event_share else {}),
+            **({"windows with an event": f"{args.event_share:.0%} of what is drawn"} if args.event_share else {}),
             **({} if args.context_noise is None else {"context noise": f"up to {args.context_noise:g}"}),
             **(
                 {"own frames": f"up to {args.own_frames} in {args.own_frames_share:.0%} of steps"}

@@ -151,10 +151,13 @@ class TrainingRun:
     def batches(self, dataset: Dataset, batch_size: int, event_share: float = 0.0) -> Iterator:
         """This process's micro-batches from the current step on, without end; the order follows from seed and step.
 
-        event_share: of them from the data set's `event_windows`. Raises BadInput where it does not know any."""
+        event_share: of them from the data set's `event_windows`; none where it knows of none, which is said."""
         events = dataset.event_windows() if event_share > 0 else None
-        if events is not None:
+        if events is not None and len(events):
             self.write(f"{len(events)} of {len(dataset)} windows show an event: {event_share:.0%} of what is drawn")
+        elif events is not None:
+            events = None
+            self.write(f"no events are known of these {len(dataset)} windows, so all are drawn alike")
         if self.items not in (None, len(dataset)):
             self.write(
                 f"the data set has {len(dataset)} items, {self.items} before: from here on another order of them"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Data for a `small` world model of our map, 2.1 million tics: exploration, the shipped agent's play on five levels, and all
-# play of an agent that begins at random (what ships saw every eighth episode of its first 334,000 steps); 160x120, every
+# play of an agent that begins at random (of which what ships saw every fourth episode); 160x120, every
 # second tic, with depth. Run again, it goes on where it stopped.
 #   sh ViZDoomPPO/record_small.sh EPISODES [flags of the three recorders, e.g. --device cpu]
 set -eu

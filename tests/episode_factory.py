@@ -97,7 +97,8 @@ def write_episode(
     if games is not None:
         columns["episode_id"] = pa.array(np.asarray(games, dtype=np.int64))
     if legacy != "before":
-        columns["health"] = pa.array(np.arange(rows, dtype=np.float32))
+        health = np.arange(rows) // (1 if legacy == "after" else 3)
+        columns["health"] = pa.array(health.astype(np.float32))
     if legacy is None:
         columns["reward"] = pa.array(np.arange(rows, dtype=np.float32))
         columns["dead"] = pa.array(np.zeros(rows, dtype=bool))

@@ -392,16 +392,14 @@ def test_an_event_is_a_change_of_what_the_game_counts_since_the_row_before(tmp_p
     assert Episode(nothing).events(np.arange(8)) is None
 
 
-def test_windows_of_events_are_found_in_latents_too_and_refused_where_none_is_known(tmp_path: Path) -> None:
+def test_windows_of_events_are_found_in_latents_too_and_none_where_nothing_is_known(tmp_path: Path) -> None:
     quiet = write_latents(tmp_path / "latent_episode_0.pt", [1] * 6, events=[False] * 6)
     loud = write_latents(tmp_path / "latent_episode_1.pt", [1] * 6, events=[False, True, False, False, True, False])
     dataset = WindowDataset([quiet, loud], context_length=2, frame_stride=1)
     assert [values_of(dataset[window])[-1] for window in dataset.event_windows()] == [1, 4]
-    with pytest.raises(BadInput, match="nothing ever happens"):
-        WindowDataset([quiet], context_length=2, frame_stride=1).event_windows()
     unknown = write_latents(tmp_path / "latent_episode_2.pt", [1] * 6)
-    with pytest.raises(BadInput, match="latent_episode_2.pt: tells of no events"):
-        WindowDataset([loud, unknown], context_length=2, frame_stride=1).event_windows()
+    for paths, count in (([quiet], 0), ([unknown], 0), ([unknown, loud], 2)):
+        assert len(WindowDataset(paths, context_length=2, frame_stride=1).event_windows()) == count
 
 
 # ------------------------------------------------------------------------------------------------ order

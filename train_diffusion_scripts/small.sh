@@ -1,7 +1,8 @@
 #!/bin/sh
-# The whole `small` recipe: episodes in, a playable world model out, as the shipped one was made. Run again, every stage goes
-# on where it stopped; the autoencoder stays as it is once there are latents made with it, so that a larger budget never
-# mixes encoders.
+# The whole `small` recipe: episodes in, a playable world model out; the shipped one saw these steps in two goes, see
+# benchmarks/README.md. Run again, every stage goes on where it stopped; what a later stage was made with stays as it is once
+# that stage has begun (the autoencoder under its latents, decoder and motion under the world model), so that a larger
+# budget goes to the last one.
 #   sh train_diffusion_scripts/small.sh EPISODES [OUT [flags of every trainer]]
 #   sh train_diffusion_scripts/small.sh episodes runs/small --max_train_minutes 60      (60 for each of them)
 set -eu
@@ -27,14 +28,16 @@ fi
     --model_folder_or_id "$out/autoencoder"
 
 # The decoder before what looks through it: a frame is decoded, moved and encoded again whenever the next one is drawn.
-PYTHON=$PYTHON sh "$root/finetune_vae_scripts/small.sh" "$episodes" "$out" "$@"
-"$PYTHON" "$root/train_motion.py" --dataset_basepath "$out/latents" --output_dir "$out/motion" --channels_last yes \
-    --vae_folder_or_id "$out/decoder" --batch_size 64 --max_train_steps 3300 --learning_rate 2e-3 --lr_scheduler cosine \
-    --ema_decay 0.98 --event_share 0.2 --save_dtype float16 "$@"
+if [ ! -f "$out/world_model_run/run.json" ]; then
+    PYTHON=$PYTHON sh "$root/finetune_vae_scripts/small.sh" "$episodes" "$out" "$@"
+    "$PYTHON" "$root/train_motion.py" --dataset_basepath "$out/latents" --output_dir "$out/motion" --channels_last yes \
+        --vae_folder_or_id "$out/decoder" --batch_size 64 --max_train_steps 3300 --learning_rate 2e-3 \
+        --lr_scheduler cosine --ema_decay 0.98 --event_share 0.2 --save_dtype float16 "$@"
+fi
 
 # Against drift some of the last frames are drawn by the model itself; what is rare is seen more often than it happens.
 "$PYTHON" "$root/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
     --preset small --vae_folder_or_id "$out/decoder" --motion_folder "$out/motion" --channels_last yes \
-    --max_train_steps 6800 --learning_rate 8e-4 --lr_scheduler cosine --ema_decay 0.998 --context_noise 0.3 \
+    --max_train_steps 6000 --learning_rate 8e-4 --lr_scheduler cosine --ema_decay 0.998 --context_noise 0.3 \
     --own_frames 3 --own_frames_share 0.25 --event_share 0.25 --num_start_contexts 12 --save_dtype float16 "$@"
 echo "a playable model: $out/world_model_run/world_model"
