@@ -24,7 +24,7 @@ def test_our_format_pairs_each_frame_with_the_action_chosen_on_it(tmp_path: Path
     assert values_of(episode.read_frames(range(5))) == [0, 1, 2, 3, 4]
     assert (episode.info.width, episode.info.height) == (16, 12)
     assert episode.info.action_table == ACTION_TABLE
-    assert episode.columns(["health", "reward"])["health"].tolist() == [0, 1, 2, 3, 4]
+    assert episode.columns(["health", "reward"])["health"].tolist() == [0, 0, 0, 1, 1]
 
 
 def test_legacy_file_with_health_pairs_frames_t_with_actions_t_plus_1_and_drops_the_last_row(tmp_path: Path) -> None:
