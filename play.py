@@ -170,8 +170,8 @@ def serve(engine, folder: Path, listener: socket.socket, companions, clips, args
     print(f"play at {address} (Ctrl-C ends it)", flush=True)
     if not args.no_browser and has_browser():
         webbrowser.open(address)
-    loop.start()
     try:
+        loop.start()
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         print("stopped", flush=True)
