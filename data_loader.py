@@ -202,7 +202,7 @@ class WindowDataset(Dataset):
     def event_windows(self) -> np.ndarray:
         """int64 (n,), ascending: the windows whose target shows an event: a shot, damage, a pick-up, a death.
 
-        Looks at every file. None where nothing happens, and of files that do not tell."""
+        Looks at every file. Empty where nothing happens; of files that do not tell there are none."""
         found = [np.zeros(0, dtype=np.int64)]
         for episode in range(len(self.paths)):
             first, targets = self.targets(episode)
