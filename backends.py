@@ -21,6 +21,7 @@ from torch import Tensor
 import command_line
 from command_line import BadInput
 from model import LoadedWorldModel, WorldModelConfig
+from motion import Moved
 
 PLAYED_ROWS = (1, 2)  # that the world model is given in play: a game is stepped alone; guidance doubles its rows
 
@@ -34,8 +35,8 @@ class Backend:
     def __init__(self, loaded: LoadedWorldModel) -> None:
         self.world_model, self.autoencoder = loaded.world_model, loaded.autoencoder
 
-    def moved(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `WorldModel.moved`: context (B, L, C, h, w) and actions (B, L) -> context, change_std (B, 1, h, w)."""
+    def moved(self, context: Tensor, actions: Tensor) -> Moved:
+        """As `WorldModel.moved`, of context (B, L, C, h, w) and actions (B, L)."""
         return self.world_model.moved(context, actions)
 
     def predict_v(
@@ -119,8 +120,8 @@ class OnnxBackend(Backend):
 
         return run
 
-    def moved(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor | None]:
-        return (context, None) if self._mover is None else self._mover(context=context, actions=actions)
+    def moved(self, context: Tensor, actions: Tensor) -> Moved:
+        return Moved(*((context, None, None) if self._mover is None else self._mover(context=context, actions=actions)))
 
     def predict_v(
         self,
@@ -176,17 +177,18 @@ class CompiledBackend(Backend):
         length, zeros = config.context_length, torch.zeros(rows, dtype=torch.int64, device=self.device)
         latents = torch.zeros(rows, length + 1, *config.latent_shape, device=self.device)
         actions = zeros[:, None].repeat(1, length)
-        context, change_std = self.moved(latents[:1, :-1], actions[:1])  # guidance doubles what was moved once
-        context = context.repeat(rows, 1, 1, 1, 1)
-        change_std = None if change_std is None else change_std.repeat(rows, 1, 1, 1)
+        moved = self.moved(latents[:1, :-1], actions[:1])  # guidance doubles what was moved once
+        context = moved.context.repeat(rows, 1, 1, 1, 1)
+        change_std = None if moved.std is None else moved.std.repeat(rows, 1, 1, 1)
         self.predict_v(latents[:, -1], zeros, context, actions, zeros, change_std)
         self.decode_latents(latents[:1, -1])
 
-    def moved(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor | None]:
+    def moved(self, context: Tensor, actions: Tensor) -> Moved:
         if self.world_model.mover is None:
-            return context, None
-        context, std = self._moved(_laid_out(context, torch.bfloat16), _laid_out(actions, torch.int64))
-        return context.float(), std.float()
+            return Moved(context, None, None)
+        return Moved(
+            *(each.float() for each in self._moved(_laid_out(context, torch.bfloat16), _laid_out(actions, torch.int64)))
+        )
 
     def predict_v(
         self,

@@ -150,18 +150,19 @@ def with_own_frames(
     clean = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
     for number in range(count):
         played = actions[:, number : number + length]
-        context, change_std = world_model.moved(latents[:, number : number + length], played)
-        latents[:, length + number] = sample_next(
+        moved = world_model.moved(latents[:, number : number + length], played)
+        drawn = sample_next(
             world_model,
             scheduler,
-            context,
+            moved.context,
             played,
             clean,
             noise[:, number],
             num_inference_steps=num_inference_steps,
             guidance_scale=1.0,
-            change_std=change_std,
-        ).to(latents.dtype)
+            change_std=moved.std,
+        )
+        latents[:, length + number] = moved.settle(drawn).to(latents.dtype)
     return latents[:, count:], actions[:, count:]
 
 

@@ -65,6 +65,12 @@ def build_parser() -> argparse.ArgumentParser:
         "default: the one the autoencoder was made for",
     )
     add("--frame_stride", type=command_line.positive, help="tics between two frames; default: the preset's")
+    add(
+        "--thin",
+        type=thinning,
+        metavar="FOLDER=N",
+        help="of the episodes under this folder of the data set encode every N-th only; default: all",
+    )
     add("--all_tics", action="store_true", help="encode every recorded tic, not only those of the preset's stride")
     add("--batch_size", type=command_line.positive, default=32, help="frames through the autoencoder at a time")
     add(
@@ -79,6 +85,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--gpu_id", type=command_line.not_negative, help="CUDA device number to use; default: the first")
     command_line.add_device_flag(arguments)
     return arguments
+
+
+def thinning(text: str) -> tuple[str, int]:
+    """argparse type: FOLDER=N, N at least 1."""
+    folder, _, number = text.rpartition("=")
+    if not folder:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FOLDER=N, e.g. training/train=4")
+    return folder, command_line.positive(number)
 
 
 @dataclass
@@ -100,6 +114,8 @@ def main(args: argparse.Namespace) -> None:
         raise BadInput(f"--chunk_id {args.chunk_id}: it is one of {known}")
     check_writable("--save_dir_path", args.save_dir_path)
     infos = inspect_all(args.dataset_basepath)
+    if args.thin:
+        infos = thinned(infos, args.dataset_basepath, *args.thin)
     rows = rows_per_stride(infos, preset.frame_stride)
     step = 1 if args.all_tics else rows
     chunk = infos[args.chunk_id :: args.num_chunks]
@@ -157,6 +173,15 @@ def inspect_all(dataset_basepath: Path) -> list[EpisodeInfo]:
     infos = [inspect_episode(path) for path in find_episodes(dataset_basepath)]
     common_facts(infos)
     return infos
+
+
+def thinned(infos: list[EpisodeInfo], dataset_basepath: Path, folder: str, number: int) -> list[EpisodeInfo]:
+    """All episodes, of those under `folder` every `number`-th. Raises BadInput where there is none."""
+    inside = [info for info in infos if info.path.is_relative_to(dataset_basepath / folder)]
+    if not inside:
+        raise BadInput(f"--thin {folder}={number}: no episode lies under {dataset_basepath / folder}")
+    kept = {info.path for info in inside[::number]}
+    return [info for info in infos if info.path in kept or not info.path.is_relative_to(dataset_basepath / folder)]
 
 
 def choose_device(args: argparse.Namespace) -> str:

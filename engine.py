@@ -176,11 +176,12 @@ class GameEngine:
             raise ValueError(f"action {chosen.tolist()} outside the table 0..{self.config.num_actions - 1}")
         chosen = chosen.to(self.device)
         actions = torch.cat([self.actions, chosen[:, None]], dim=1)  # (B, L), one per context frame
-        context, change_std = self.backend.moved(self.latents, actions)
+        moved = self.backend.moved(self.latents, actions)
+        context = moved.context
         level = noise_level(self.discretized_noise_level, self.config.max_noise_level, self.config.num_noise_buckets)
         if level > 0:
             context = context + level * self._noise(1, context.shape[1:])
-        following = sample_next(
+        drawn = sample_next(
             self.backend.predict_v,
             self.scheduler,
             context,
@@ -189,8 +190,9 @@ class GameEngine:
             self._noise(0, context.shape[2:]),
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
-            change_std=change_std,
+            change_std=moved.std,
         )
+        following = moved.settle(drawn)
         self.latents = torch.cat([self.latents[:, 1:], following[:, None]], dim=1)
         self.actions = actions[:, 1:]
         self.frame_numbers = self.frame_numbers + 1

@@ -26,7 +26,7 @@ from artifacts import read_json, remove_leftovers, replacing_folder, sha256_of_t
 from command_line import BadInput
 from model import Autoencoder, WorldModel
 
-EXPORT_VERSION = 5  # raise it whenever an export of the same weights comes out differently
+EXPORT_VERSION = 6  # raise it whenever an export of the same weights comes out differently
 OPSET = 17
 KEPT_FOLDERS = 8  # the least recently used ones beyond these go
 NETWORK, DECODER, MOVER, MANIFEST = "network.onnx", "decoder.onnx", "mover.onnx", "manifest.json"

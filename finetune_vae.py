@@ -121,7 +121,8 @@ def main(args: argparse.Namespace) -> None:
 
     import torch
 
-    from data_loader import FrameDataset
+    import linear_start
+    from data_loader import FrameDataset, evenly
     from diffusion import seeded_generator
     from model import build_autoencoder, load_autoencoder
     from training import TrainingRun, make_accelerator
@@ -137,6 +138,9 @@ def main(args: argparse.Namespace) -> None:
     for parameter in trained:
         parameter.requires_grad_(True)
     dataset, held_out = FrameDataset(train_paths), FrameDataset(validation_paths)
+    if args.train_from_scratch and linear_start.suits(autoencoder):
+        some = dataset.frames(evenly(len(dataset), SCALE_FRAMES))
+        linear_start.start_from_components(autoencoder, autoencoder.frames_to_pixels(some))
     global_batch = batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     identity = {
         "geometry": autoencoder.geometry.facts(),

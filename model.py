@@ -36,7 +36,7 @@ from model_folders import (
     find_world_model,
     read_world_model_config,
 )
-from motion import MOTION_VERSION, MotionModel, Mover
+from motion import MOTION_VERSION, MotionModel, Moved, Mover
 from presets import Preset, possible_steps
 
 PAD_PIXEL = -1.0  # black
@@ -287,10 +287,10 @@ class WorldModel(nn.Module):
         """From now on this is a model of contexts whose last frame was moved ahead: all that draw call `moved`."""
         self.mover = Mover(motion, autoencoder).requires_grad_(False).eval()
 
-    def moved(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor | None]:
+    def moved(self, context: Tensor, actions: Tensor) -> Moved:
         """Clean context (B, L, C, h, w) as `forward` is to see it: where there is a motion model, its last frame moved
-        ahead, and how far off that may be, (B, 1, h, w).  actions: (B, L) int64. Once a frame, before any noise."""
-        return (context, None) if self.mover is None else self.mover(context, actions)
+        ahead, and how far off that may be.  actions: (B, L) int64. Once a frame, before any noise."""
+        return Moved(context, None, None) if self.mover is None else self.mover(context, actions)
 
     def forward(
         self,

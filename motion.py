@@ -9,17 +9,19 @@ well past frames match when shifted (the cost volume of Sun et al. 2018, "PWC-Ne
 known of the whole frame scales what is found in each place (FiLM, Perez et al. 2018).
 
 It also says how far off the moved frame may be, cell by cell: next to nothing where a wall was only shifted, all where
-something comes into view. That is the prior about which the world model draws: where it is below `SURE_STD`, or below
-`STILL_SURE_STD` where nothing moves, the moved frame stands, and the UNet makes up the rest. Flow-warped prediction:
-Finn et al. 2016, "Unsupervised Learning for Physical Interaction through Video Prediction"; its loss is photometric,
-over a pyramid (Yu et al. 2016, "Back to Basics"), and that of the errors to expect a Gaussian likelihood (Nix & Weigend
-1994).
+something comes into view. That is the prior about which the world model draws. Where it is below `SURE_STD`, or below
+`STILL_SURE_STD` where nothing moves, the moved frame stands, unless what the UNet draws differs by `SURPRISE` times as
+much as was to be expected, as a muzzle flash does; the UNet makes up the rest. Flow-warped prediction: Finn et al.
+2016, "Unsupervised Learning for Physical Interaction through Video Prediction"; its loss is photometric, over a pyramid
+(Yu et al. 2016, "Back to Basics"), and that of the errors to expect a Gaussian likelihood (Nix & Weigend 1994).
 
 Turning is learned from pictures alone; walking, whose flow depends on how far everything is, from the true flow of
 recorded scenes (scenes.py), as a few fields over the picture of which the frame as a whole tells the amounts.
 
 Knows no diffusion. Trained by train_motion.py; model.py loads it into a `WorldModel`.
 """
+
+from typing import NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -28,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad, pixel_shuffle, silu
 
 MOTION_VERSION = 2
-MOVER_VERSION = 2  # of how a frame is moved, raised where the same weights move it differently
+MOVER_VERSION = 3  # of how a frame is moved, raised where the same weights move it differently
 SEEN_FRAMES = 4
 PYRAMID = (1, 2, 4, 8, 16)  # pixels averaged before comparing: a far shift is only felt in a coarse picture
 SMOOTHNESS = 0.2
@@ -41,6 +43,7 @@ SHIFTS = (6, 12)  # farthest shift compared along columns and along rows, in the
 SIDES = 6
 EVERY = 2  # of a sketch's pixels and rows so many are compared: half the time of a training step was comparing
 MATCH_UNITS = 5.0  # by which differences of matches are brought to the size of latents
+SURPRISE = 1.0  # standard deviations, by which a network must differ from a kept cell to be believed
 GROUPS = 8
 REGIONS = (2, 4)  # rows and columns of them, of whose matches the whole is told
 FIELDS = 8  # flows over the picture, of which the frame as a whole says how much of each
@@ -221,6 +224,23 @@ def likelihood_loss(moved: Tensor, target: Tensor, std: Tensor) -> Tensor:
     return (((target - moved) / std).square() / 2 + std.log()).mean()
 
 
+class Moved(NamedTuple):
+    """What a world model draws about: B games, L frames of latents (C, h, w). The last two are None without a mover."""
+
+    context: Tensor  # (B, L, C, h, w), oldest first, the last frame moved ahead
+    std: Tensor | None  # (B, 1, h, w) of the next latents about that frame
+    tolerance: Tensor | None  # (B, 1, h, w): root mean square by which a drawn cell must differ from it to be taken
+
+    def settle(self, drawn: Tensor) -> Tensor:
+        """Drawn latents (B, C, h, w) -> the next ones: the moved frame where they differ from it by less than its
+        tolerance. A network draws the mean of what a frame might be; where it has no news to tell, that is a blur."""
+        if self.tolerance is None:
+            return drawn
+        last = self.context[:, -1].to(drawn.dtype)
+        difference = (drawn - last).square().mean(dim=1, keepdim=True).sqrt()
+        return torch.where(difference < self.tolerance, last, drawn)
+
+
 class Mover(nn.Module):
     """A world model's context with its last frame moved ahead by the actions; holds the networks that it takes."""
 
@@ -230,15 +250,16 @@ class Mover(nn.Module):
         self.motion, self.autoencoder = motion, autoencoder
 
     @torch.no_grad()
-    def forward(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, context: Tensor, actions: Tensor) -> Moved:
         """context: (B, L, C, h, w), oldest first.  actions: (B, L) int64.
 
-        Returns the context (B, L, C, h, w) with its last frame moved, and the standard deviation (B, 1, h, w) of the
-        next latents about that, zero where below SURE_STD, of cells that stand still STILL_SURE_STD."""
+        The tolerance is SURPRISE standard deviations where these are below SURE_STD, of cells that stand still below
+        STILL_SURE_STD, else zero."""
         flow, std = self.motion(context.to(self.motion.dtype), actions)
         sure = torch.where(self._moving_cells(flow, context), SURE_STD, STILL_SURE_STD)
-        std = torch.where(std < sure, 0.0, std)
-        return torch.cat([context[:, :-1], self.moved(context[:, -1], flow)[:, None]], dim=1), std
+        tolerance = torch.where(std < sure, SURPRISE * std, 0.0)
+        context = torch.cat([context[:, :-1], self.moved(context[:, -1], flow)[:, None]], dim=1)
+        return Moved(context, std, tolerance)
 
     @torch.no_grad()
     def moved(self, last: Tensor, flow: Tensor, pixels: Tensor | None = None) -> Tensor:

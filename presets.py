@@ -209,7 +209,7 @@ PRESETS = {
             frame_height=120,
             padded_width=160,
             padded_height=128,
-            latent_channels=16,
+            latent_channels=48,
             latent_width=20,
             latent_height=16,
             context_length=8,
@@ -219,7 +219,7 @@ PRESETS = {
             train_batch_size=16,
             learning_rate=3e-4,
             autoencoder=_tiny_autoencoder(
-                unshuffle=8, widths=(64, 96), latent_channels=16, encoder_blocks=[2], decoder_blocks=[3]
+                unshuffle=8, widths=(64, 96), latent_channels=48, encoder_blocks=[2], decoder_blocks=[3]
             ),
             unet={**_unet([64, 96, 128], [False] * 3, embedding_width=64, norm_groups=32), "mid_block_type": None},
             context_dropout=0.0,  # nobody plays it with guidance

@@ -41,8 +41,8 @@ def loss_of(
         latents, actions = draw_own_frames(run, latents, actions, micro, preset, scheduler)
         draws.context_eps = draws.context_eps[:, own_frames:]
     world_model = run.accelerator.unwrap_model(run.model, keep_torch_compile=False)
-    context, change_std = world_model.moved(latents[:, :-1], actions)
-    latents = torch.cat([context, latents[:, -1:]], dim=1)
+    moved = world_model.moved(latents[:, :-1], actions)
+    latents = torch.cat([moved.context, latents[:, -1:]], dim=1)
     return training_loss(
         run.model,
         scheduler,
@@ -51,7 +51,7 @@ def loss_of(
         draws,
         max_noise_level=preset.max_noise_level,
         num_noise_buckets=preset.num_noise_buckets,
-        change_std=change_std,
+        change_std=moved.std,
     )
 
 

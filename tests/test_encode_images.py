@@ -76,6 +76,26 @@ def changed(before: dict[str, int], after: dict[str, int]) -> list[str]:
 # ------------------------------------------------------------------------------------------------ what is written
 
 
+def test_a_thinned_folder_gives_every_nth_of_its_episodes_and_the_others_stay_whole(
+    tmp_path: Path, autoencoder_folders: list[Path], capsys: pytest.CaptureFixture
+) -> None:
+    base, latents = tmp_path / "episodes", tmp_path / "latents"
+    for number in range(5):
+        write_episode(base / f"training/train/level_0/env_0/episode_{number:06}.parquet", [0] * 9)
+    for folder in ("training/eval", "explore/train"):
+        for number in range(2):
+            write_episode(base / f"{folder}/level_0/env_0/episode_{number:06}.parquet", [0] * 9)
+    encode(base, latents, autoencoder_folders[0], "--thin", "training/train=2")
+    names = [path.relative_to(latents).as_posix() for path in find_latents(latents)]
+    assert [name[-5:-3] for name in names if name.startswith("training/train")] == ["00", "02", "04"]
+    assert len(names) == 3 + 2 + 2
+    with pytest.raises(BadInput, match="--thin played=2: no episode lies under"):
+        encode(base, latents, autoencoder_folders[0], "--thin", "played=2")
+    with pytest.raises(SystemExit):
+        encode(base, latents, autoencoder_folders[0], "--thin", "training")
+    assert "'training' is not FOLDER=N, e.g. training/train=4" in capsys.readouterr().err
+
+
 def test_only_the_frames_of_the_stride_are_encoded_each_with_its_action(
     episodes: Path, tmp_path: Path, autoencoder_folders: list[Path]
 ) -> None:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole `small` recipe: episodes in, a playable world model out; the shipped one saw these steps in two goes, see
+# The whole `small` recipe: episodes in, a playable world model out, the one that ships; its time, logs and figures are in
 # benchmarks/README.md. Run again, every stage goes on where it stopped; what a later stage was made with stays as it is once
 # that stage has begun (the autoencoder under its latents, decoder and motion under the world model), so that a larger
 # budget goes to the last one.
@@ -20,24 +20,29 @@ if [ -z "${PYTHON:-}" ]; then
     [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
 fi
 
-# float16 is what ships, and what the latents are then made with. A CPU that knows bfloat16 is faster with --mixed_precision bf16.
+# float16 is what ships, and what the latents are then made with. A CPU that knows bfloat16 is faster with --mixed_precision bf16,
+# which encoding follows. Of an agent's training every fourth episode is encoded: more than the steps below look at.
+dtype=fp32
+case " $* " in *" --mixed_precision bf16 "*) dtype=bf16 ;; esac
+thin=
+[ ! -d "$episodes/training/train" ] || thin="--thin training/train=4"
 [ -f "$out/latents/latent_black.pt" ] || "$PYTHON" "$root/finetune_vae.py" --dataset_basepath "$episodes" \
     --output_dir "$out/autoencoder" --train_from_scratch --preset small --channels_last yes \
-    --max_train_steps 3200 --learning_rate 1.5e-3 --lr_scheduler cosine --ema_decay 0.998 --save_dtype float16 "$@"
+    --max_train_steps 1600 --learning_rate 4e-4 --lr_scheduler cosine --ema_decay 0.998 --save_dtype float16 "$@"
 "$PYTHON" "$root/encode_images.py" --dataset_basepath "$episodes" --save_dir_path "$out/latents" \
-    --model_folder_or_id "$out/autoencoder"
+    --model_folder_or_id "$out/autoencoder" --dtype $dtype $thin
 
 # The decoder before what looks through it: a frame is decoded, moved and encoded again whenever the next one is drawn.
 if [ ! -f "$out/world_model_run/run.json" ]; then
     PYTHON=$PYTHON sh "$root/finetune_vae_scripts/small.sh" "$episodes" "$out" "$@"
     "$PYTHON" "$root/train_motion.py" --dataset_basepath "$out/latents" --output_dir "$out/motion" --channels_last yes \
-        --vae_folder_or_id "$out/decoder" --batch_size 64 --max_train_steps 3300 --learning_rate 2e-3 \
+        --vae_folder_or_id "$out/decoder" --batch_size 64 --max_train_steps 2600 --learning_rate 2e-3 \
         --lr_scheduler cosine --ema_decay 0.98 --event_share 0.2 --save_dtype float16 "$@"
 fi
 
 # Against drift some of the last frames are drawn by the model itself; what is rare is seen more often than it happens.
 "$PYTHON" "$root/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
     --preset small --vae_folder_or_id "$out/decoder" --motion_folder "$out/motion" --channels_last yes \
-    --max_train_steps 6000 --learning_rate 8e-4 --lr_scheduler cosine --ema_decay 0.998 --context_noise 0.3 \
+    --max_train_steps 7000 --learning_rate 8e-4 --lr_scheduler cosine --ema_decay 0.998 --context_noise 0.3 \
     --own_frames 3 --own_frames_share 0.25 --event_share 0.25 --num_start_contexts 12 --save_dtype float16 "$@"
 echo "a playable model: $out/world_model_run/world_model"
