@@ -69,7 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--thin",
         type=thinning,
         metavar="FOLDER=N",
-        help="of the episodes under this folder of the data set encode every N-th only; default: all",
+        help="of the episodes under this folder of the data set encode every N-th only; what lies under "
+        "--save_dir_path already stays; default: all",
     )
     add("--all_tics", action="store_true", help="encode every recorded tic, not only those of the preset's stride")
     add("--batch_size", type=command_line.positive, default=32, help="frames through the autoencoder at a time")
@@ -90,9 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
 def thinning(text: str) -> tuple[str, int]:
     """argparse type: FOLDER=N, N at least 1."""
     folder, _, number = text.rpartition("=")
-    if not folder:
+    if not folder or not number.isdecimal() or int(number) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not FOLDER=N, e.g. training/train=4")
-    return folder, command_line.positive(number)
+    return folder, int(number)
 
 
 @dataclass
@@ -176,10 +177,13 @@ def inspect_all(dataset_basepath: Path) -> list[EpisodeInfo]:
 
 
 def thinned(infos: list[EpisodeInfo], dataset_basepath: Path, folder: str, number: int) -> list[EpisodeInfo]:
-    """All episodes, of those under `folder` every `number`-th. Raises BadInput where there is none."""
+    """All episodes, of those under `folder` every `number`-th. Raises BadInput where there is none, or no `eval`
+    folder: what is held out would then be a matter of counting, and come out differently for latents."""
     inside = [info for info in infos if info.path.is_relative_to(dataset_basepath / folder)]
     if not inside:
         raise BadInput(f"--thin {folder}={number}: no episode lies under {dataset_basepath / folder}")
+    if not any("eval" in info.path.relative_to(dataset_basepath).parts[:-1] for info in infos):
+        raise BadInput(f"--thin {folder}={number}: no folder `eval` is held out; record some with --split eval first")
     kept = {info.path for info in inside[::number]}
     return [info for info in infos if info.path in kept or not info.path.is_relative_to(dataset_basepath / folder)]
 

@@ -80,7 +80,13 @@ def main(args: argparse.Namespace) -> None:
         raise BadInput(f"--rollout_frames {' '.join(map(str, args.rollout_frames))}: name each length once")
     check_writable("--output_folder", args.output_folder)
     identity = {name: value for name, value in vars(args).items() if name not in NOT_COMPARED}
-    identity |= {"model": fingerprint([folder, vae_folder]), "play": fingerprint(held_out_paths)}
+    from motion import MOVER_VERSION  # torch takes its time, so after what can be refused without
+
+    identity |= {
+        "model": fingerprint([folder, vae_folder]),
+        "play": fingerprint(held_out_paths),
+        "mover": MOVER_VERSION,
+    }
     pieces = finished_pieces(args.output_folder / RESULT_NAME, identity)
     settings = {"episodes": len(paths), "held_out_episodes": len(held_out_paths)}
     command_line.print_settings(args, **settings, already_measured=" ".join(pieces) or "nothing")

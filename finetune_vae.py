@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FILM_FRAMES, FILM_HZ = 32, 8  # of the sample film, four seconds
 MOST_MOVED = (0.06, 0.12, 0.06)  # of worn frames: zoom, right, down, in halves of the picture
 TEXTURE_PIXELS, TEXTURE_SIZES = 8, (1, 2)  # whose mean contrast counts, and from what size of pixel to the next
-SCALE_FRAMES = 512  # training frames whose latents' standard deviation becomes the scaling factor
+SOME_FRAMES = 512  # of training: their components are the start, their latents' standard deviation the scaling factor
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -138,9 +138,10 @@ def main(args: argparse.Namespace) -> None:
     for parameter in trained:
         parameter.requires_grad_(True)
     dataset, held_out = FrameDataset(train_paths), FrameDataset(validation_paths)
-    if args.train_from_scratch and linear_start.suits(autoencoder):
-        some = dataset.frames(evenly(len(dataset), SCALE_FRAMES))
-        linear_start.start_from_components(autoencoder, autoencoder.frames_to_pixels(some))
+    some_frames = dataset.frames(evenly(len(dataset), SOME_FRAMES)) if args.train_from_scratch else None
+    has_components = args.train_from_scratch and linear_start.suits(autoencoder)
+    if has_components:  # at a resume, too: the checkpoint's weights then replace these
+        linear_start.start_from_components(autoencoder, autoencoder.frames_to_pixels(some_frames))
     global_batch = batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     identity = {
         "geometry": autoencoder.geometry.facts(),
@@ -165,11 +166,12 @@ def main(args: argparse.Namespace) -> None:
             **({"weight of texture": f"{args.texture_weight:g}"} if args.texture_weight else {}),
         },
         "base": args.model_folder_or_id,
+        **({"start": "the principal components of its data"} if has_components else {}),
     }
     if run.was_finished("autoencoder"):
         push(args, told)
         return
-    validation = Validation(run, autoencoder, dataset, held_out, args)
+    validation = Validation(run, autoencoder, dataset, held_out, some_frames, args)
     run.write(
         f"{sum(p.numel() for p in run.parameters) / 1e6:.2f}M parameters to train, {len(dataset)} frames, "
         f"global batch {global_batch}"
@@ -300,7 +302,8 @@ def film_rows(episode: "EpisodeInfo") -> tuple[range, float]:
 class Validation:
     """Measures the autoencoder on held-out frames, keeps samples, and writes the folder to use."""
 
-    def __init__(self, run, autoencoder, dataset, held_out, args: argparse.Namespace) -> None:
+    def __init__(self, run, autoencoder, dataset, held_out, some_frames, args: argparse.Namespace) -> None:
+        """some_frames: of training, by which the latents of an autoencoder from scratch are scaled, else None."""
         from data_loader import evenly
         from episodes import inspect_episode
         from metrics import mean_frame
@@ -309,7 +312,7 @@ class Validation:
         self.run, self.autoencoder = run, autoencoder
         self.folder = run.output_dir / "autoencoder"
         self.train_from_scratch = args.train_from_scratch
-        self.scale_frames = dataset.frames(evenly(len(dataset), SCALE_FRAMES)) if args.train_from_scratch else None
+        self.scale_frames = some_frames
         self.real = (
             autoencoder.resize_frames(held_out.frames(evenly(len(held_out), args.num_validation_frames))).cpu().numpy()
         )

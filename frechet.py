@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model import Autoencoder
 
-GRID = 2  # cells a side: where in the picture something is, coarsely, so that dimensions stay far below frames
+GRID = 2  # cells a side: where in the picture something is, coarsely, so that dimensions stay below frames
 
 
 @torch.no_grad()

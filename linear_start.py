@@ -17,9 +17,12 @@ MARGIN = 1.5  # of the least value seen, by which a component is lifted so that 
 
 
 def suits(autoencoder: Autoencoder) -> bool:
-    """Whether the network can hold them: an AutoencoderTiny of one level, each half at least as wide as its latents."""
+    """Whether the network can hold them: an AutoencoderTiny of one level with ReLUs, each half as wide as its latents
+    or wider."""
     config = autoencoder.vae.config
     if not isinstance(autoencoder.vae, AutoencoderTiny):
+        return False
+    if config.act_fn != "relu" or config.out_channels != config.in_channels:
         return False
     widths = [*config.encoder_block_out_channels, *config.decoder_block_out_channels]
     return len(widths) == 2 and min(widths) >= config.latent_channels <= config.in_channels
@@ -37,11 +40,12 @@ def start_from_components(autoencoder: Autoencoder, pixels: Tensor) -> None:
     number = autoencoder.latent_channels
     blocks = (pixel_unshuffle(pixels, autoencoder.unshuffle).movedim(1, -1).flatten(0, -2).double() + 1) / 2  # (n, P)
     mean = blocks.mean(dim=0)
-    variances, vectors = torch.linalg.eigh((blocks - mean).T @ (blocks - mean) / len(blocks))  # ascending
+    blocks -= mean
+    variances, vectors = torch.linalg.eigh(blocks.T @ blocks / len(blocks))  # ascending
     stds, vectors = variances.flip(0)[:number].clamp(min=1e-8).sqrt(), vectors.flip(1)[:, :number]  # (C,), (P, C)
     scale = LATENT_STD / (stds * stds[0]).sqrt()
     encode, decode = vectors.T * scale[:, None], vectors / scale  # (C, P), (P, C)
-    lift = -MARGIN * ((blocks - mean) @ encode.T).amin(dim=0)  # (C,)
+    lift = -MARGIN * (blocks @ encode.T).amin(dim=0)  # (C,)
     halves = (autoencoder.vae.encoder, autoencoder.vae.decoder)
     encoder, decoder = ([layer for layer in half.layers if not isinstance(layer, nn.ReLU)] for half in halves)
     identity = torch.eye(number, dtype=torch.float64)

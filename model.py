@@ -284,7 +284,8 @@ class WorldModel(nn.Module):
         self.mover: Mover | None = None  # frozen; see `move_with`
 
     def move_with(self, motion: MotionModel, autoencoder: Autoencoder) -> None:
-        """From now on this is a model of contexts whose last frame was moved ahead: all that draw call `moved`."""
+        """From now on this is a model of contexts whose last frame was moved ahead: all that draw call `moved`, and
+        `settle` what they drew."""
         self.mover = Mover(motion, autoencoder).requires_grad_(False).eval()
 
     def moved(self, context: Tensor, actions: Tensor) -> Moved:

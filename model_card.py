@@ -48,6 +48,7 @@ class Training:
     validation_episodes: int
     items: str  # what it learned from, e.g. `12,000 windows`
     settings: Mapping[str, Any]  # printed as a table
+    start: str = "random weights"  # what it began at, where it has no base
     base: str | Path | None = None  # the weights it started from, a folder or Hub id; the card has its public name
     autoencoder: str | Path | None = None  # likewise the one whose latents a world model draws
 
@@ -250,7 +251,7 @@ def _training_section(run_folder: Path, training: Training) -> str:
         "learned from": training.items,
         "steps": f"{state['step']:,}",
         "time": f"{state['trained_seconds'] / 60:.1f} minutes, validation included",
-        "started from": f"`{public_name(training.base)}`" if training.base else "random weights",
+        "started from": f"`{public_name(training.base)}`" if training.base else training.start,
         **training.settings,
     }
     return f"## How it was trained\n\n{_facts_table(facts)}"

@@ -91,9 +91,12 @@ def test_a_thinned_folder_gives_every_nth_of_its_episodes_and_the_others_stay_wh
     assert len(names) == 3 + 2 + 2
     with pytest.raises(BadInput, match="--thin played=2: no episode lies under"):
         encode(base, latents, autoencoder_folders[0], "--thin", "played=2")
-    with pytest.raises(SystemExit):
-        encode(base, latents, autoencoder_folders[0], "--thin", "training")
-    assert "'training' is not FOLDER=N, e.g. training/train=4" in capsys.readouterr().err
+    for word in ("training", "training=x", "training=0"):
+        with pytest.raises(SystemExit):
+            encode(base, latents, autoencoder_folders[0], "--thin", word)
+        assert f"{word!r} is not FOLDER=N, e.g. training/train=4" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="no folder `eval` is held out"):
+        encode(base / "explore", latents, autoencoder_folders[0], "--thin", "train=2")
 
 
 def test_only_the_frames_of_the_stride_are_encoded_each_with_its_action(

@@ -239,6 +239,23 @@ def test_own_frames_are_moved_as_the_engine_moves_them() -> None:
     assert torch.allclose(window[:, -2], drawn, atol=1e-5)
 
 
+def test_both_who_draw_keep_the_moved_frame_within_its_tolerance() -> None:
+    loaded = moving_world_model()
+    latents, actions = torch.randn(1, 6, *SHAPE), torch.tensor([[LEFT, RIGHT, LEFT, LEFT, RIGHT]])
+    moved = loaded.world_model.moved(latents[:, :4], actions[:, :4])
+    last = moved.context[:, -1]
+    for tolerance, is_kept in ((1e9, True), (0.0, False)):
+        held = moved._replace(tolerance=torch.full_like(moved.std, tolerance))
+        loaded.world_model.moved = lambda context, actions, held=held: held
+        engine = GameEngine(loaded)
+        engine.reset(latents[:, :4], actions[:, :3], [5])
+        noise = engine._noise(0, torch.Size(SHAPE))[:, None]
+        settings = {"num_inference_steps": engine.num_inference_steps}
+        window, _ = with_own_frames(loaded.world_model, loaded.scheduler, latents, actions, noise, **settings)
+        for drawn in (engine.step_latents(actions[:, 3]), window[:, -2]):
+            assert torch.allclose(drawn, last, atol=1e-5) is is_kept
+
+
 # ------------------------------------------------------------------------------------------------ the two trainers
 
 

@@ -13,6 +13,7 @@ from stage_one import GENERATE
 from stage_one import call as call_stage1
 from tiny_models import stable_diffusion_folder, tiny_sd14
 
+from episodes import find_latents
 from model import load_autoencoder, load_world_model
 
 WORLD_MODEL = "train_diffusion_scripts/single_gpu_latents.sh"
@@ -84,14 +85,17 @@ def test_both_recipes_train_what_they_promise_from_any_directory(
 
 @pytest.mark.slow
 def test_the_small_recipe_makes_a_playable_model_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    flags = ["--policy", "explore", "--level", "2", "--bots", "2", "--episodes", "2", "--episode_tics", "280"]
+    flags = ["--policy", "explore", "--level", "2", "--bots", "2", "--episode_tics", "280"]
     flags += ["--record_stride", "2", "--num_workers", "1", "--screen_resolution", "RES_160X120", "--record_depth"]
-    played = call_stage1(GENERATE, *flags, "--output_dir", tmp_path / "my episodes")
-    assert played.returncode == 0, played.stderr
+    for more in (("explore", "--split", "eval", "--episodes", "1"), ("training", "--episodes", "5")):
+        played = call_stage1(GENERATE, *flags, "--output_dir", tmp_path / "my episodes" / more[0], *more[1:])
+        assert played.returncode == 0, played.stderr
     words = ("my episodes", "out", *QUICK[:2], *QUICK[4:], "--channels_last", "no")
     done = recipe("train_diffusion_scripts/small.sh", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "a playable model: out/world_model_run/world_model"
+    stored = [path.parts[-5] for path in find_latents(tmp_path / "out/latents")]
+    assert sorted(stored) == ["explore", "training", "training"], "of an agent's training every fourth episode"
     assert "windows with depth" in done.stdout and done.stdout.count("windows show an event") == 2
     loaded = load_world_model(tmp_path / "out/world_model_run")
     tuned = load_autoencoder(tmp_path / "out/decoder").vae.state_dict()

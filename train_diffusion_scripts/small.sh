@@ -3,6 +3,8 @@
 # benchmarks/README.md. Run again, every stage goes on where it stopped; what a later stage was made with stays as it is once
 # that stage has begun (the autoencoder under its latents, decoder and motion under the world model), so that a larger
 # budget goes to the last one.
+# Of an agent's training, in a local folder as record_small.sh makes it, every fourth episode is encoded, which is more than
+# these steps look at; THIN=training/train=2 takes every second one, THIN= all.
 #   sh train_diffusion_scripts/small.sh EPISODES [OUT [flags of every trainer]]
 #   sh train_diffusion_scripts/small.sh episodes runs/small --max_train_minutes 60      (60 for each of them)
 set -eu
@@ -20,17 +22,25 @@ if [ -z "${PYTHON:-}" ]; then
     [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
 fi
 
-# float16 is what ships, and what the latents are then made with. A CPU that knows bfloat16 is faster with --mixed_precision bf16,
-# which encoding follows. Of an agent's training every fourth episode is encoded: more than the steps below look at.
+# A CPU that knows bfloat16 is faster with --mixed_precision bf16, which encoding follows.
 dtype=fp32
-case " $* " in *" --mixed_precision bf16 "*) dtype=bf16 ;; esac
-thin=
-[ ! -d "$episodes/training/train" ] || thin="--thin training/train=4"
+before=
+for word in "$@"; do
+    case "$before $word" in
+        "--mixed_precision bf16" | *" --mixed_precision=bf16") dtype=bf16 ;;
+        "--mixed_precision "* | *" --mixed_precision="*) dtype=fp32 ;;
+    esac
+    before=$word
+done
+thin=${THIN-training/train=4}
+[ -d "$episodes/${thin%=*}" ] || thin=
+
+# float16 is what ships, and what the latents are then made with.
 [ -f "$out/latents/latent_black.pt" ] || "$PYTHON" "$root/finetune_vae.py" --dataset_basepath "$episodes" \
     --output_dir "$out/autoencoder" --train_from_scratch --preset small --channels_last yes \
     --max_train_steps 1600 --learning_rate 4e-4 --lr_scheduler cosine --ema_decay 0.998 --save_dtype float16 "$@"
 "$PYTHON" "$root/encode_images.py" --dataset_basepath "$episodes" --save_dir_path "$out/latents" \
-    --model_folder_or_id "$out/autoencoder" --dtype $dtype $thin
+    --model_folder_or_id "$out/autoencoder" --dtype $dtype ${thin:+--thin "$thin"}
 
 # The decoder before what looks through it: a frame is decoded, moved and encoded again whenever the next one is drawn.
 if [ ! -f "$out/world_model_run/run.json" ]; then
