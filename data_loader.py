@@ -44,6 +44,7 @@ from window_sampler import WindowSampler
 
 __all__ = ["FrameDataset", "WindowDataset", "WindowSampler", "open_latents", "window_targets"]
 
+AFTERMATH_FRAMES = 3  # for which what an event brought about is still to be seen
 INDEX_NAME = "index.json"
 INDEX_VERSION = 2
 MAX_OPEN_FILES = {"latents": 1024, "frames": 64}  # a mapped .pt holds no file descriptor, a parquet file does
@@ -200,7 +201,8 @@ class WindowDataset(Dataset):
         return int(self._ends[episode - 1]) if episode else 0, self._file(episode).targets
 
     def event_windows(self) -> np.ndarray:
-        """int64 (n,), ascending: the windows whose target shows an event: a shot, damage, a pick-up, a death.
+        """int64 (n,), ascending: the windows whose target shows an event, a shot, damage, a pick-up, a death, or what
+        comes of it within AFTERMATH_FRAMES: a flash that is only ever seen to begin would be learned to stay.
 
         Looks at every file. Empty where nothing happens; of files that do not tell there are none."""
         found = [np.zeros(0, dtype=np.int64)]
@@ -212,11 +214,11 @@ class WindowDataset(Dataset):
         return np.concatenate(found)
 
     def _happens(self, events: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """bool (n,): whether an event lies between each target and the context frame before it.
+        """bool (n,): whether an event lies on the way to each target, or to one of the AFTERMATH_FRAMES before it.
 
         events: bool (T,), of each row since the one before."""
         count = np.concatenate(([0], np.cumsum(events)))  # (T + 1,) before each row
-        return count[targets + 1] > count[targets + 1 - self.row_step]
+        return count[targets + 1] > count[np.maximum(targets + 1 - (1 + AFTERMATH_FRAMES) * self.row_step, 0)]
 
     def source_frames(self, episode: int, rows: Sequence[int] | np.ndarray) -> np.ndarray | None:
         """The real frames of a file's rows, uint8 (n, H, W, 3), black for -1; None where the recording is gone."""

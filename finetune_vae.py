@@ -13,6 +13,7 @@ autoencoder whole. The same command again resumes exactly where the last checkpo
 """
 
 import argparse
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 FILM_FRAMES, FILM_HZ = 32, 8  # of the sample film, four seconds
 MOST_MOVED = (0.06, 0.12, 0.06)  # of worn frames: zoom, right, down, in halves of the picture
 TEXTURE_PIXELS, TEXTURE_SIZES = 8, (1, 2)  # whose mean contrast counts, and from what size of pixel to the next
-SOME_FRAMES = 512  # of training: their components are the start, their latents' standard deviation the scaling factor
+SOME_FRAMES = 512  # of training: their components are the start, by them what is saved is scaled and centred
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -138,7 +139,7 @@ def main(args: argparse.Namespace) -> None:
     for parameter in trained:
         parameter.requires_grad_(True)
     dataset, held_out = FrameDataset(train_paths), FrameDataset(validation_paths)
-    some_frames = dataset.frames(evenly(len(dataset), SOME_FRAMES)) if args.train_from_scratch else None
+    some_frames = dataset.frames(evenly(len(dataset), SOME_FRAMES))
     has_components = args.train_from_scratch and linear_start.suits(autoencoder)
     if has_components:  # at a resume, too: the checkpoint's weights then replace these
         linear_start.start_from_components(autoencoder, autoencoder.frames_to_pixels(some_frames))
@@ -247,6 +248,37 @@ def worn(autoencoder, pixels, args: argparse.Namespace, step: int, first: int):
     return torch.where(is_worn[:, None], moved, pixels)
 
 
+@contextlib.contextmanager
+def centred(autoencoder, frames):
+    """Within it the decoder of an AutoencoderTiny is right on average over frames, uint8 (T, H0, W0, 3), in each place
+    of a block and each colour.
+
+    A thousandth of red too little, left by low precision or by a rate that was still high, is a tint after a second of
+    a rollout, which decodes and encodes every frame. The last layer's bias is all that changes."""
+    import torch
+    from diffusers import AutoencoderTiny
+    from torch.nn.functional import pixel_unshuffle
+
+    if not isinstance(autoencoder.vae, AutoencoderTiny):
+        yield
+        return
+    bias = autoencoder.vae.decoder.layers[-1].bias
+    before = bias.detach().clone()
+    with torch.no_grad():
+        errors = []
+        for pixels in autoencoder.frames_to_pixels(frames).split(32):
+            error = pixel_unshuffle(autoencoder(pixels) - pixels, autoencoder.unshuffle)
+            errors.append(error.float().mean(dim=(2, 3)))  # (32, 3 * f * f)
+        bias -= torch.cat(errors).mean(dim=0).to(bias.dtype) / 2  # the decoder works in [0, 1]
+        if before.equal(before.half().to(before.dtype)):
+            bias.copy_(bias.half())  # weights of --save_dtype float16 stay such
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            bias.copy_(before)
+
+
 def texture_loss(shown, pixels):
     """Mean absolute difference of the local contrasts of two sets of pixels (B, 3, H', W'), a scalar.
 
@@ -303,7 +335,7 @@ class Validation:
     """Measures the autoencoder on held-out frames, keeps samples, and writes the folder to use."""
 
     def __init__(self, run, autoencoder, dataset, held_out, some_frames, args: argparse.Namespace) -> None:
-        """some_frames: of training, by which the latents of an autoencoder from scratch are scaled, else None."""
+        """some_frames: of training, uint8 (n, H0, W0, 3), by which what is saved is scaled and centred."""
         from data_loader import evenly
         from episodes import inspect_episode
         from metrics import mean_frame
@@ -312,7 +344,7 @@ class Validation:
         self.run, self.autoencoder = run, autoencoder
         self.folder = run.output_dir / "autoencoder"
         self.train_from_scratch = args.train_from_scratch
-        self.scale_frames = some_frames
+        self.some_frames = some_frames
         self.real = (
             autoencoder.resize_frames(held_out.frames(evenly(len(held_out), args.num_validation_frames))).cpu().numpy()
         )
@@ -333,7 +365,7 @@ class Validation:
         from metrics import format_rows, measure_rows, psnr
         from pictures import side_by_side, write_gif
 
-        with self.run.averaged():
+        with self.run.averaged(), centred(self.autoencoder, self.some_frames):
             ceiling, film = self.autoencoder.reconstruct(self.real), self.autoencoder.reconstruct(self.film)
         rows = measure_rows(self.real, {"constant": self.constant, "ceiling": ceiling})
         self.run.log(**{f"{name}_{key}": value for name, row in rows.items() for key, value in row.items()})
@@ -358,15 +390,15 @@ class Validation:
 
         from artifacts import replacing_folder
 
-        with self.run.averaged():
-            if self.scale_frames is not None:
+        with self.run.averaged(), centred(self.autoencoder, self.some_frames):
+            if self.train_from_scratch:
                 with torch.no_grad():
-                    batches = self.autoencoder.frames_to_pixels(self.scale_frames).split(32)
+                    batches = self.autoencoder.frames_to_pixels(self.some_frames).split(32)
                     moments = [self.autoencoder.encode_pixels(pixels) for pixels in batches]
                 self.autoencoder.vae.register_to_config(scaling_factor=1 / float(torch.cat(moments).float().std()))
             with replacing_folder(self.folder) as temporary:
                 self.autoencoder.save(temporary)
-            if self.scale_frames is not None:  # training goes on unscaled, so that a resumed run rounds alike
+            if self.train_from_scratch:  # training goes on unscaled, so that a resumed run rounds alike
                 self.autoencoder.vae.register_to_config(scaling_factor=1.0)
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import data_loader
 from command_line import BadInput
-from data_loader import FrameDataset, WindowDataset, WindowSampler, open_latents, window_targets
+from data_loader import AFTERMATH_FRAMES, FrameDataset, WindowDataset, WindowSampler, open_latents, window_targets
 from episodes import Episode, find_latents, held_strides
 from latents import save_latents
 
@@ -387,18 +387,20 @@ def test_an_event_is_a_change_of_what_the_game_counts_since_the_row_before(tmp_p
     assert episode.events(np.array([0, 3, 4, 6])).tolist() == [False, True, False, False]
     dataset = WindowDataset([path, path], context_length=2, frame_stride=2, kind="frames")
     targets = [int(dataset.window_rows(window)[-1]) for window in dataset.event_windows()]
-    assert targets == [2, 3, 7, 2, 3, 7], "an event within the stride that leads to the target counts"
+    assert targets == [2, 3, 6, 7] * 2, "an event within the stride that leads to the target counts, and what follows"
     nothing = write_episode(tmp_path / "still/episode_0.parquet", [0] * 8, legacy="before")
     assert Episode(nothing).events(np.arange(8)) is None
 
 
 def test_windows_of_events_are_found_in_latents_too_and_none_where_nothing_is_known(tmp_path: Path) -> None:
     quiet = write_latents(tmp_path / "latent_episode_0.pt", [1] * 6, events=[False] * 6)
-    loud = write_latents(tmp_path / "latent_episode_1.pt", [1] * 6, events=[False, True, False, False, True, False])
+    is_event = np.isin(np.arange(9), [1, 7])
+    loud = write_latents(tmp_path / "latent_episode_1.pt", [1] * 9, events=is_event.tolist())
     dataset = WindowDataset([quiet, loud], context_length=2, frame_stride=1)
-    assert [values_of(dataset[window])[-1] for window in dataset.event_windows()] == [1, 4]
+    shown = [values_of(dataset[window])[-1] for window in dataset.event_windows()]
+    assert AFTERMATH_FRAMES == 3 and shown == [1, 2, 3, 4, 7, 8], "an event and what comes of it"
     unknown = write_latents(tmp_path / "latent_episode_2.pt", [1] * 6)
-    for paths, count in (([quiet], 0), ([unknown], 0), ([unknown, loud], 2)):
+    for paths, count in (([quiet], 0), ([unknown], 0), ([unknown, loud], 6)):
         assert len(WindowDataset(paths, context_length=2, frame_stride=1).event_windows()) == count
 
 
