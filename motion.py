@@ -9,11 +9,11 @@ well past frames match when shifted (the cost volume of Sun et al. 2018, "PWC-Ne
 known of the whole frame scales what is found in each place (FiLM, Perez et al. 2018).
 
 It also says how far off the moved frame may be, cell by cell: next to nothing where a wall was only shifted, all where
-something comes into view. That is the prior about which the world model draws. Where it is below `SURE_STD`, or below
-`STILL_SURE_STD` where nothing moves, the moved frame stands, unless what the UNet draws differs by `SURPRISE` times as
-much as was to be expected, as a muzzle flash does; the UNet makes up the rest. Flow-warped prediction: Finn et al.
-2016, "Unsupervised Learning for Physical Interaction through Video Prediction"; its loss is photometric, over a pyramid
-(Yu et al. 2016, "Back to Basics"), and that of the errors to expect a Gaussian likelihood (Nix & Weigend 1994).
+something comes into view. That is the prior about which the world model draws. Where it is below `SURE_STD` the moved
+frame stands, unless what the UNet draws differs from it by more than `NEWS`, as a muzzle flash does; the UNet makes up
+the rest. Flow-warped prediction: Finn et al. 2016, "Unsupervised Learning for Physical Interaction through Video
+Prediction"; its loss is photometric, over a pyramid (Yu et al. 2016, "Back to Basics"), and that of the errors to
+expect a Gaussian likelihood (Nix & Weigend 1994).
 
 Turning is learned from pictures alone; walking, whose flow depends on how far everything is, from the true flow of
 recorded scenes (scenes.py), as a few fields over the picture of which the frame as a whole tells the amounts.
@@ -36,14 +36,13 @@ PYRAMID = (1, 2, 4, 8, 16)  # pixels averaged before comparing: a far shift is o
 SMOOTHNESS = 0.2
 UNITS = 0.1  # of the picture's half size, in which networks speak of flow
 LEAST_STD, MOST_STD = 0.03, 1.5  # of latents, whose own standard deviation is about 1
-SURE_STD = 0.65  # below it the code of a cell that moves is kept: a network draws the mean of what it might be, a blur
-STILL_SURE_STD = 0.3  # and of one that does not, where a gun or a digit changes by rules that a network can learn
+SURE_STD = 1.0  # below it the moved cell is kept: a network draws the mean of what it might be, a blur
 SKETCH = 4  # a cell's grey sketch is SKETCH x SKETCH, in which past frames are compared
 SHIFTS = (6, 12)  # farthest shift compared along columns and along rows, in the sketch's pixels, in SIDES steps a side
 SIDES = 6
 EVERY = 2  # of a sketch's pixels and rows so many are compared: half the time of a training step was comparing
 MATCH_UNITS = 5.0  # by which differences of matches are brought to the size of latents
-SURPRISE = 1.0  # standard deviations, by which a network must differ from a kept cell to be believed
+NEWS = 1.0  # root mean square of latents, by which what is drawn must differ from a kept cell to be taken
 GROUPS = 8
 REGIONS = (2, 4)  # rows and columns of them, of whose matches the whole is told
 FIELDS = 8  # flows over the picture, of which the frame as a whole says how much of each
@@ -253,11 +252,9 @@ class Mover(nn.Module):
     def forward(self, context: Tensor, actions: Tensor) -> Moved:
         """context: (B, L, C, h, w), oldest first.  actions: (B, L) int64.
 
-        The tolerance is SURPRISE standard deviations where these are below SURE_STD, of cells that stand still below
-        STILL_SURE_STD, else zero."""
+        The tolerance is NEWS where the standard deviation is below SURE_STD, else zero."""
         flow, std = self.motion(context.to(self.motion.dtype), actions)
-        sure = torch.where(self._moving_cells(flow, context), SURE_STD, STILL_SURE_STD)
-        tolerance = torch.where(std < sure, SURPRISE * std, 0.0)
+        tolerance = torch.where(std < SURE_STD, NEWS, 0.0)
         context = torch.cat([context[:, :-1], self.moved(context[:, -1], flow)[:, None]], dim=1)
         return Moved(context, std, tolerance)
 

@@ -106,10 +106,13 @@ def training_mean(dataset: WindowDataset, autoencoder: Autoencoder) -> np.ndarra
 
 
 def start_contexts(dataset: WindowDataset, autoencoder: Autoencoder, wanted: int) -> StartContexts:
-    """Beginnings to play from, spread evenly over a data set; whole histories where there are any."""
+    """Beginnings to play from, spread evenly over a data set; where there are any, whole histories in whose last frames
+    nothing happens: a game that begins amid a shot is hard to take up."""
     indices = evenly(len(dataset), 8 * wanted)
     whole = [index for index in indices if dataset.stretch(index, 1)["rows"][0] >= 0] or indices
-    stretches = read_stretches(dataset, autoencoder, [whole[i] for i in evenly(len(whole), wanted)], 1)
+    loud = set(dataset.event_windows().tolist())
+    quiet = [index for index in whole if index not in loud] or whole
+    stretches = read_stretches(dataset, autoencoder, [quiet[i] for i in evenly(len(quiet), wanted)], 1)
     return StartContexts(stretches.latents[:, :-1], stretches.actions[:, :-1])
 
 

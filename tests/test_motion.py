@@ -24,6 +24,7 @@ from model import LoadedWorldModel, load_world_model
 from motion import (
     LEAST_STD,
     MOST_STD,
+    NEWS,
     SEEN_FRAMES,
     MotionModel,
     Moved,
@@ -147,10 +148,12 @@ def test_only_what_moves_is_drawn_anew() -> None:
     half.flow_of_keys.bias.copy_(torch.tensor([1.0, 0.0])[:, None, None].expand(2, 8, 10).flatten())
     half.flow_of_keys.bias.view(2, 8, 10)[:, 4:] = 0  # the lower half stands still
     half.conv_std.weight.zero_()
-    half.conv_std.bias.fill_(float(torch.logit(torch.tensor(np.log(0.4 / LEAST_STD) / np.log(MOST_STD / LEAST_STD)))))
-    moved, std, tolerance = Mover(half, tiny_autoencoder())(context, actions)
-    assert torch.allclose(std, torch.tensor(0.4))
-    assert tolerance[:, :, :3].min() > 0 and not tolerance[:, :, 5:].any(), "what moves is kept sooner"
+    for expected, kept in ((0.4, NEWS), (1.2, 0)):
+        between = torch.tensor(np.log(expected / LEAST_STD) / np.log(MOST_STD / LEAST_STD))
+        half.conv_std.bias.fill_(float(torch.logit(between)))
+        _, std, tolerance = Mover(half, tiny_autoencoder())(context, actions)
+        assert torch.allclose(std, torch.tensor(expected)) and (tolerance == kept).all()
+    moved = Mover(half, tiny_autoencoder())(context, actions).context
     assert moved[:, :-1].equal(context[:, :-1]) and moved[:, -1, :, 5:].equal(context[:, -1, :, 5:])
     assert not torch.isclose(moved[:, -1, :, :3], context[:, -1, :, :3]).any()
 
