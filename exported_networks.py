@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from artifacts import read_json, remove_leftovers, replacing_folder, sha256_of_tensors, write_json
 from command_line import BadInput
 from model import Autoencoder, WorldModel
+from motion import MOVER_VERSION, NEWS, SURE_STD
 
 EXPORT_VERSION = 6  # raise it whenever an export of the same weights comes out differently
 OPSET = 17
@@ -60,6 +61,7 @@ def fingerprint(world_model: WorldModel, autoencoder: Autoencoder) -> str:
         "versions": [EXPORT_VERSION, OPSET, torch.__version__, onnx.__version__, onnxruntime.__version__],
         "context_length": world_model.context_length,
         "change": [world_model.predicts_change, world_model.change_std],
+        "mover": [MOVER_VERSION, SURE_STD, NEWS],  # constants of an exported mover
         "geometry": autoencoder.geometry.facts(),
         **{name: {k: v for k, v in config.items() if not k.startswith("_")} for name, config in configs.items()},
     }
