@@ -211,7 +211,7 @@ def test_every_back_end_moves_the_frame_alike(monkeypatch: pytest.MonkeyPatch) -
         engine.use(2, 1.5, 0)
     frames = [played(engine).astype(np.float64) / 255 for engine in (plain, onnx, compiled)]
     assert np.abs(frames[0] - frames[1]).mean() < 1 / 255 and np.abs(frames[0] - frames[2]).mean() < 4 / 255
-    plain.backend.moved = lambda context, actions: plain.world_model.moved(context, actions)._replace(std=None)
+    plain.backend.moved = lambda *seen: plain.world_model.moved(*seen)._replace(std=None, tolerance=None)
     assert np.abs(frames[0] - played(plain) / 255).mean() > 4 / 255  # the prior does count
 
 
@@ -284,7 +284,7 @@ def test_a_motion_run_resumes_exactly_and_a_world_model_learns_on_it_and_goes_on
 
     words = changed_words(world_model_words(base, tmp_path / "run"), max_train_steps=2)
     call("train_text_to_image.py", *words, "--motion_folder", tmp_path / "whole", "--event_share", 0.5)
-    assert re.search(r"2\d of 69 windows show an event: 50% of what is drawn", capsys.readouterr().out)
+    assert re.search(r"[3-6]\d of 69 windows show an event: 50% of what is drawn", capsys.readouterr().out)
     first = load_world_model(tmp_path / "run")
     assert first.config.has_motion and first.world_model.mover.motion.config.latent_width == SHAPE[2]
     further = changed_words(words, output_dir=tmp_path / "further", preset=None, frame_stride=None)
