@@ -1,8 +1,8 @@
 #!/bin/sh
 # The whole `small` recipe: episodes in, a playable world model out; the one that ships saw these steps from nothing, and then
-# 1,200 more of the last stage: times, logs and figures are in benchmarks/README.md. Run again, every stage goes on where it stopped; what a later stage was made with stays as it is once
-# that stage has begun (the autoencoder under its latents, decoder and motion under the world model), so that a larger
-# budget goes to the last one.
+# 1,200 more of the last stage: times, logs and figures are in benchmarks/README.md. Run again, every stage goes on where it
+# stopped; what a later stage was made with stays as it is once that stage has begun (the autoencoder under its latents, decoder
+# and motion under the world model), so that a larger budget goes to the last one.
 # Of an agent's training, in a local folder as record_small.sh makes it, every fourth episode is encoded, which is more than
 # these steps look at; THIN=training/train=2 takes every second one, THIN= all.
 #   sh train_diffusion_scripts/small.sh EPISODES [OUT [flags of every trainer]]
