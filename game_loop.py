@@ -152,8 +152,10 @@ class GameLoop(threading.Thread):
         """Whose frames take far longer than another's, by their own settings, lets that one play as long in between.
 
         So the light ones have half of the time, however many heavy ones there are."""
-        times_s = [each.frame_s for each in self.seats.players() if each.is_playing and each.frame_s > 0]
-        limit_s = HEAVY * min(times_s, default=0.0)
+        playing = [each for each in self.seats.players() if each.is_playing and each.frame_s > 0]
+        times_s = [each.frame_s for each in playing]
+        lighter_s = [each.frame_s for each in playing if each.settings.passes < player.settings.passes]
+        limit_s = HEAVY * min(lighter_s, default=0.0)
         if 0 < limit_s < player.frame_s:
             rest_s = sum(frame_s for frame_s in times_s if frame_s > limit_s)
             player.rests_until_s = time.monotonic() + min(rest_s, LONGEST_REST_S)

@@ -32,6 +32,11 @@ class Settings:
     guidance: float
     noise: int
 
+    @property
+    def passes(self) -> int:
+        """Of the UNet in a frame."""
+        return self.steps * (1 if self.guidance == 1.0 else 2)
+
 
 @dataclass(frozen=True)
 class Moment:

@@ -543,6 +543,7 @@ def test_recorded_keys_in_the_real_game_give_the_recorded_frames_again(tmp_path:
     wish(player, "beside", what="keys", episode=0)
     table.serve_until(player, lambda: player.mailbox.state() == "in_step", "the real game begins")
     table.serve_until(player, lambda: len(player.mailbox.pictures) > 25, "it goes on")
+    until(lambda: table.loop.besides.deliver(player), "the last frame's real one comes")
     shown = [moment.frame for moment in player.beside.recent]
     actions = [moment.action for moment in player.history][1:]
     table.loop.besides.close()

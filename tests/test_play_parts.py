@@ -353,6 +353,19 @@ def test_players_whose_settings_take_far_longer_let_the_others_play_meanwhile(tm
     assert loop.failure is None and quick > 3 * max(slow), (quick, slow)
 
 
+def test_nobody_rests_for_another_with_the_same_settings_however_slow_the_machine_was_for_them(tmp_path: Path) -> None:
+    loop = GameLoop(GameEngine(tiny_world_model()), Seats(2, Settings(1, 1.0, 0)), tmp_path)
+    quick, slow = (loop.seats.sit(None, Box(), vars)[0] for _ in range(2))
+    for _ in range(3):
+        loop.serve(quick)
+        slow.frame_s = 100 * quick.frame_s
+        loop.serve(slow)
+    assert len(slow.mailbox.pictures) == len(quick.mailbox.pictures) == 4
+    slow.settings = Settings(1, 2.0, 0)
+    loop.serve(slow)
+    assert slow.rests_until_s > 0
+
+
 def test_the_history_is_bounded(tmp_path: Path) -> None:
     settings = Settings(1, 1.0, 0)
     loop = GameLoop(GameEngine(tiny_world_model()), Seats(1, settings), tmp_path)
