@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from artifacts import check_writable
+    from artifacts import check_writable, read_json
     from dataset_folders import dataset_folder
     from episodes import find_latents, split_episodes
     from model_folders import find_autoencoder, find_motion
@@ -85,12 +85,13 @@ def main(args: argparse.Namespace) -> None:
     from scenes import camera_motions, scene_flow
     from training import TrainingRun, make_accelerator
 
+    seen = SEEN_FRAMES if pretrained is None else read_json(pretrained / "config.json")["seen_frames"]
     accelerator = make_accelerator(args)
     torch.manual_seed(args.seed)
     autoencoder = load_autoencoder(source, preset=preset, device=accelerator.device)
     black = autoencoder.black_moments()
     channels, height, width = autoencoder.sample_latents(black).shape[1:]
-    windows = {"context_length": SEEN_FRAMES, "frame_stride": stride, "kind": "latents", "black_moments": black}
+    windows = {"context_length": seen, "frame_stride": stride, "kind": "latents", "black_moments": black}
     windows["with_scene"] = True
     dataset, held_out = WindowDataset(train_paths, **windows), WindowDataset(held_out_paths, **windows)
     if dataset.encoder_sha256 not in (None, autoencoder.encoder_sha256):
@@ -98,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
     if pretrained is not None:
         motion = load_motion(pretrained, dataset.num_actions, autoencoder.encoder_sha256)
     else:
-        facts = {"frame_stride": stride, "encoder_sha256": autoencoder.encoder_sha256}
+        facts = {"seen_frames": seen, "frame_stride": stride, "encoder_sha256": autoencoder.encoder_sha256}
         motion = MotionModel(channels, height, width, dataset.num_actions, **facts)
     global_batch = args.batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     identity = {

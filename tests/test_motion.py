@@ -314,6 +314,10 @@ def test_a_motion_run_starts_from_a_finished_one_and_measures_it_first(
         names = ("first", f"further_{number}")
         configs = [MotionModel.from_pretrained(tmp_path / run / "motion").config for run in names]
         assert configs[0].encoder_sha256 == configs[1].encoder_sha256 is not None
+    MotionModel(*SHAPE, num_actions=3, seen_frames=2).save_pretrained(tmp_path / "short")
+    words = (*motion_words(base, tmp_path / "of_short"), "--pretrained_model_name_or_path", tmp_path / "short")
+    call("train_motion.py", *words, "--max_train_steps", 1)
+    assert MotionModel.from_pretrained(tmp_path / "of_short/motion").config.seen_frames == 2
     capsys.readouterr()
     words = (*motion_words(base, tmp_path / "x"), "--pretrained_model_name_or_path")
     assert "not a motion model's folder" in quick_refusal("train_motion.py", *words, random_autoencoder(base))
