@@ -1,8 +1,8 @@
 #!/bin/sh
-# The whole `small` recipe: episodes in, a playable world model out; the one that ships saw these steps from nothing, and then
-# 1,200 more of the last stage: times, logs and figures are in benchmarks/README.md. Run again, every stage goes on where it
-# stopped; what a later stage was made with stays as it is once that stage has begun (the autoencoder under its latents, decoder
-# and motion under the world model), so that a larger budget goes to the last one.
+# The whole `small` recipe: episodes in, a playable world model out, the one that ships: times, logs and figures are in
+# benchmarks/README.md. Run again, every stage goes on where it stopped; what a later stage was made with stays as it is once
+# that stage has begun (the autoencoder under its latents, decoder and motion under the world model), so that a larger budget
+# goes to the last one.
 # Of an agent's training, in a local folder as record_small.sh makes it, every fourth episode is encoded, which is more than
 # these steps look at; THIN=training/train=2 takes every second one, THIN= all.
 #   sh train_diffusion_scripts/small.sh EPISODES [OUT [flags of every trainer]]
@@ -46,13 +46,13 @@ thin=${THIN-training/train=4}
 if [ ! -f "$out/world_model_run/run.json" ]; then
     PYTHON=$PYTHON sh "$root/finetune_vae_scripts/small.sh" "$episodes" "$out" "$@"
     "$PYTHON" "$root/train_motion.py" --dataset_basepath "$out/latents" --output_dir "$out/motion" --channels_last yes \
-        --vae_folder_or_id "$out/decoder" --batch_size 64 --max_train_steps 2600 --learning_rate 2e-3 \
+        --vae_folder_or_id "$out/decoder" --batch_size 64 --max_train_steps 3200 --learning_rate 2e-3 \
         --lr_scheduler cosine --ema_decay 0.98 --event_share 0.2 --save_dtype float16 "$@"
 fi
 
 # Against drift some of the last frames are drawn by the model itself; what is rare is seen more often than it happens.
 "$PYTHON" "$root/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
     --preset small --vae_folder_or_id "$out/decoder" --motion_folder "$out/motion" --channels_last yes \
-    --max_train_steps 7000 --learning_rate 8e-4 --lr_scheduler cosine --ema_decay 0.998 --context_noise 0.3 \
-    --own_frames 3 --own_frames_share 0.25 --event_share 0.25 --num_start_contexts 12 --save_dtype float16 "$@"
+    --max_train_steps 9000 --learning_rate 8e-4 --lr_scheduler cosine --ema_decay 0.998 --context_noise 0.3 \
+    --own_frames 3 --own_frames_share 0.25 --event_share 0.4 --num_start_contexts 12 --save_dtype float16 "$@"
 echo "a playable model: $out/world_model_run/world_model"
