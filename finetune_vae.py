@@ -61,10 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--worn_share",
         type=command_line.fraction,
         default=0.0,
-        help="share of frames that were decoded, moved and encoded before, as a world model's motion does with every "
-        "frame it draws: learning to undo what that wears off",
+        help="share of frames that were decoded, moved and encoded once before, as a world model's motion does with "
+        "every frame it draws: learning to undo what that wears off",
     )
-    add("--worn_passes", type=command_line.positive, default=1, help="how often that happened to them, at most")
     add(
         "--texture_weight",
         type=command_line.fraction,
@@ -153,7 +152,6 @@ def main(args: argparse.Namespace) -> None:
         "autoencoder": preset.autoencoder if args.train_from_scratch else None,
         "encoder_sha256": None if args.train_from_scratch else autoencoder.encoder_sha256,
         "worn_share": args.worn_share,
-        "worn_passes": args.worn_passes,
         "texture_weight": args.texture_weight,
     }
     run = TrainingRun(args, accelerator, autoencoder, identity, learning_rate=learning_rate, unit="frames")
@@ -165,7 +163,7 @@ def main(args: argparse.Namespace) -> None:
         "settings": {
             "frames per step": global_batch,
             "optimizer": f"adamw, peak rate {learning_rate:g}",
-            **({"worn frames": f"{args.worn_share:.0%}, up to {args.worn_passes}x"} if args.worn_share else {}),
+            **({"worn frames": f"{args.worn_share:.0%}"} if args.worn_share else {}),
             **({"weight of texture": f"{args.texture_weight:g}"} if args.texture_weight else {}),
         },
         "base": args.model_folder_or_id,
@@ -225,9 +223,8 @@ def main(args: argparse.Namespace) -> None:
 def worn(autoencoder, pixels, args: argparse.Namespace, step: int, first: int):
     """Pixels (B, 3, H', W') of which a share was moved back, decoded and moved ahead to where it is: as a rollout's.
 
-    Of the --worn_share every frame had that done to it one to --worn_passes times; how often, and by what zoom and
-    shift, is drawn for each by its place `first` + i in the global batch of `step`. At the edges, where a movement
-    brings in what nobody saw, a frame is as it was."""
+    The movement is a zoom and a shift, drawn for each frame by its place `first` + i in the global batch of `step`. At
+    the edges, where it brings in what nobody saw, a frame is as it was."""
     import torch
 
     from diffusion import seeded_generator
@@ -235,28 +232,20 @@ def worn(autoencoder, pixels, args: argparse.Namespace, step: int, first: int):
 
     draws = torch.stack(
         [
-            torch.rand(2 + 3 * args.worn_passes, generator=seeded_generator("cpu", args.seed, step, first + number, 3))
+            torch.rand(4, generator=seeded_generator("cpu", args.seed, step, first + number, 3))
             for number in range(len(pixels))
         ]
     ).to(pixels.device)
-    passes = (draws[:, 0] < args.worn_share) * (1 + (draws[:, 1] * args.worn_passes).long())  # (B,)
+    zoom, right, down = (((2 * draws[:, :3] - 1) * draws.new_tensor(MOST_MOVED)).T)[:, :, None, None]  # (B, 1, 1) each
     x, y = places(*pixels.shape[-2:], pixels.float()).unbind(1)  # (1, H', W') each
-    pixels = pixels.clone()
-    for number, movements in enumerate(draws[:, 2:].split(3, dim=1)):
-        chosen = passes > number
-        if not chosen.any():
-            break
-        last = pixels[chosen]
-        movements = (2 * movements[chosen] - 1) * draws.new_tensor(MOST_MOVED)
-        zoom, right, down = movements.T[:, :, None, None]  # (b, 1, 1) each
-        ahead = torch.stack([zoom * x + right, zoom * y + down], dim=1)  # (b, 2, H', W')
-        back = torch.stack([(x - right) / (1 + zoom) - x, (y - down) / (1 + zoom) - y], dim=1)
-        with torch.no_grad():
-            moved = warp(autoencoder(warp(last, back).to(last.dtype)).clamp(-1, 1), ahead).to(last.dtype)
-        was_x, was_y = x + ahead[:, 0], y + ahead[:, 1]
-        was_seen = torch.maximum(was_x.abs(), was_y.abs()) < 1
-        pixels[chosen] = torch.where(was_seen[:, None], moved, last)
-    return pixels
+    ahead = torch.stack([zoom * x + right, zoom * y + down], dim=1)  # (B, 2, H', W')
+    back = torch.stack([(x - right) / (1 + zoom) - x, (y - down) / (1 + zoom) - y], dim=1)
+    with torch.no_grad():
+        moved = warp(autoencoder(warp(pixels, back).to(pixels.dtype)).clamp(-1, 1), ahead).to(pixels.dtype)
+    was_x, was_y = x + ahead[:, 0], y + ahead[:, 1]
+    was_seen = torch.maximum(was_x.abs(), was_y.abs()) < 1
+    is_worn = (draws[:, 3] < args.worn_share)[:, None, None] & was_seen
+    return torch.where(is_worn[:, None], moved, pixels)
 
 
 @contextlib.contextmanager
