@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad, pixel_shuffle, silu
 
 MOTION_VERSION = 2
-MOVER_VERSION = 3  # of how a frame is moved, raised where the same weights move it differently
+MOVER_VERSION = 4  # of how a frame is moved, raised where the same weights move it differently
 SEEN_FRAMES = 4
 PYRAMID = (1, 2, 4, 8, 16)  # pixels averaged before comparing: a far shift is only felt in a coarse picture
 SMOOTHNESS = 0.2
@@ -47,6 +47,7 @@ GROUPS = 8
 REGIONS = (2, 4)  # rows and columns of them, of whose matches the whole is told
 FIELDS = 8  # flows over the picture, of which the frame as a whole says how much of each
 CAMERA_NUMBERS = 4  # ahead, right, up and a left turn, see scenes.py
+SINC_LOBES = 4  # of the kernel by which a picture is doubled before it is moved
 STILL_PIXELS = 0.5  # a cell of which nothing moves further keeps its code as it is
 
 
@@ -193,13 +194,31 @@ def places(height: int, width: int, like: Tensor) -> Tensor:
 def warp(pixels: Tensor, flow: Tensor) -> Tensor:
     """Pixels (B, 3, H', W') in [-1, 1] as a flow (B, 2, *, *) moves them, mirrored beyond the edges. float32.
 
-    Jaderberg et al. 2015, eq. 5, with a cubic kernel (Keys 1981): a picture is moved once a frame, and what a linear
-    one blurs each time adds up. Mirrored: what comes into view is more like what is beside it than like a smear."""
+    Jaderberg et al. 2015, eq. 5, with a cubic kernel (Keys 1981) in a picture twice as large: a picture is moved once a
+    frame, and what a shorter kernel blurs each time adds up. Mirrored: what comes into view is more like what is beside
+    it than like a smear."""
     height, width = pixels.shape[-2:]
     flow = interpolate(flow.float(), (height, width), mode="bilinear")
-    grid = (places(height, width, flow) + flow).permute(0, 2, 3, 1)  # (B, H', W', 2)
-    moved = grid_sample(pixels.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
-    return moved.clamp(-1, 1)  # a cubic kernel overshoots
+    # The doubled picture begins with the middle of the first pixel, a quarter of a pixel early.
+    grid = places(height, width, flow) + flow - flow.new_tensor([0.5 / width, 0.5 / height])[:, None, None]
+    grid = grid.permute(0, 2, 3, 1)  # (B, H', W', 2)
+    moved = grid_sample(_doubled(pixels.float()), grid, "bicubic", padding_mode="reflection", align_corners=False)
+    return moved.clamp(-1, 1)  # such kernels overshoot
+
+
+def _doubled(pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H', W') -> (B, 3, 2H', 2W'): at 2i what stood at i, between them by a windowed sinc (Duchon 1979,
+    "Lanczos Filtering in One and Two Dimensions"), mirrored beyond the edges."""
+    away = torch.arange(SINC_LOBES) + 0.5
+    half = torch.sinc(away) * torch.sinc(away / SINC_LOBES)
+    kernel = (torch.cat([half.flip(0), half]) / (2 * half.sum())).tolist()
+    for axis in (3, 2):
+        edges = (SINC_LOBES - 1, SINC_LOBES, 0, 0) if axis == 3 else (0, 0, SINC_LOBES - 1, SINC_LOBES)
+        beyond, size = pad(pixels, edges, mode="reflect"), pixels.shape[axis]
+        # No convolution: autocast would take it to bfloat16, which has fewer steps than a picture has colours.
+        between = sum(weight * beyond.narrow(axis, first, size) for first, weight in enumerate(kernel))
+        pixels = torch.stack([pixels, between], dim=axis + 1).flatten(axis, axis + 1)
+    return pixels
 
 
 def photometric_loss(moved: Tensor, target: Tensor, flow: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ if [ ! -f "$out/latents/latent_black.pt" ]; then
     exit 2
 fi
 
-# The decoder that ships: frames worn again and again, against the blur that a rollout adds to itself.
+# The decoder that ships: worn frames, against the blur that a rollout adds to itself.
 "$PYTHON" "$root/finetune_vae.py" --dataset_basepath "$episodes" --output_dir "$out/decoder" \
-    --model_folder_or_id "$out/autoencoder" --channels_last yes --worn_share 0.6 --worn_passes 4 \
-    --max_train_steps 1500 --learning_rate 3e-4 --lr_scheduler cosine --ema_decay 0.99 --save_dtype float16 "$@"
+    --model_folder_or_id "$out/autoencoder" --channels_last yes --worn_share 0.6 \
+    --max_train_steps 1200 --learning_rate 3e-4 --lr_scheduler cosine --ema_decay 0.99 --save_dtype float16 "$@"
 echo "a tuned decoder: $out/decoder/autoencoder; play with it as --vae_ft_model_folder"
