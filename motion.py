@@ -199,9 +199,9 @@ def warp(pixels: Tensor, flow: Tensor) -> Tensor:
     it than like a smear."""
     height, width = pixels.shape[-2:]
     flow = interpolate(flow.float(), (height, width), mode="bilinear")
+    grid = 1 - ((places(height, width, flow) + flow + 1).remainder(4) - 2).abs()  # mirrored at -1 and 1
     # The doubled picture begins with the middle of the first pixel, a quarter of a pixel early.
-    grid = places(height, width, flow) + flow - flow.new_tensor([0.5 / width, 0.5 / height])[:, None, None]
-    grid = grid.permute(0, 2, 3, 1)  # (B, H', W', 2)
+    grid = (grid - grid.new_tensor([0.5 / width, 0.5 / height])[:, None, None]).permute(0, 2, 3, 1)  # (B, H', W', 2)
     moved = grid_sample(_doubled(pixels.float()), grid, "bicubic", padding_mode="reflection", align_corners=False)
     return moved.clamp(-1, 1)  # such kernels overshoot
 

@@ -224,7 +224,7 @@ def test_the_folder_to_use_holds_the_averaged_decoder(run: Run) -> None:
 
 def test_what_is_saved_errs_by_nothing_on_average(base: Path, tmp_path: Path) -> None:
     """In each place of a block and each colour, over the frames of training; its weights are float16 all the same."""
-    from_scratch(base, tmp_path / "run", max_train_steps=2, save_dtype="float16")
+    from_scratch(base, tmp_path / "run", max_train_steps=2, save_dtype="float16", mixed_precision="bf16")
     frames = FrameDataset(find_episodes(episodes(base) / "train"))
     autoencoder = load_autoencoder(tmp_path / "run")
     pixels = autoencoder.frames_to_pixels(frames.frames(np.arange(len(frames))))

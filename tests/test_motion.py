@@ -66,28 +66,29 @@ def stripes(generator: torch.Generator, number: int) -> Tensor:
 def test_a_flow_says_where_each_place_was_before() -> None:
     picture = torch.rand(1, 3, 64, 80)
     flow = torch.zeros(1, 2, 16, 20)
-    assert torch.allclose(warp(picture, flow), picture, atol=1e-5)
+    assert torch.allclose(warp(picture, flow), picture, atol=1e-4)
     flow[:, 0] = 8 / 40  # 8 pixels to the right of here, in halves of the width
-    assert torch.allclose(warp(picture, flow)[..., :-8], picture[..., 8:], atol=1e-5)
-    assert torch.allclose(warp(picture, flow)[..., -8:], picture[..., -8:].flip(-1), atol=1e-5), "mirrored"
+    assert torch.allclose(warp(picture, flow)[..., :-8], picture[..., 8:], atol=1e-4)
+    assert torch.allclose(warp(picture, flow)[..., -8:], picture[..., -8:].flip(-1), atol=1e-4), "mirrored"
     flow = torch.zeros(1, 2, 16, 20)
     flow[:, 1] = 4 / 32
-    assert torch.allclose(warp(picture, flow)[:, :, :-4], picture[:, :, 4:], atol=1e-5)
+    assert torch.allclose(warp(picture, flow)[:, :, :-4], picture[:, :, 4:], atol=1e-4)
 
 
 def test_a_picture_that_is_moved_again_and_again_keeps_its_contrast() -> None:
-    stripes_px = 6
+    stripes_px = 3
     picture = torch.sin(torch.arange(160) * 2 * torch.pi / stripes_px).expand(1, 3, 128, -1).clone()
     flow = torch.zeros(1, 2, 32, 40)
     flow[:, 0] = 2 * 2.5 / 160  # two and a half pixels
-    moved, linear = picture, picture
+    moved, linear, cubic = picture, picture, picture
     grid = (places(128, 160, flow) + at_picture_size(flow)).permute(0, 2, 3, 1)
     for _ in range(8):
         moved = warp(moved, flow)
         linear = grid_sample(linear, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        cubic = grid_sample(cubic, grid, mode="bicubic", padding_mode="border", align_corners=False)
     middle = (..., slice(20, 110), slice(20, 120))
-    contrasts = [float(each[middle].std() / picture[middle].std()) for each in (moved, linear)]
-    assert contrasts[0] > 0.8 and contrasts[1] < 0.4, contrasts
+    contrasts = [float(each[middle].std() / picture[middle].std()) for each in (moved, linear, cubic)]
+    assert contrasts[0] > 0.8 and max(contrasts[1:]) < 0.4, contrasts
     assert moved.abs().max() <= 1
 
 
