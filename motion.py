@@ -168,7 +168,10 @@ def _matches(sketches: Tensor) -> Tensor:
     height, width = sketches.shape[-2:]
     later, earlier = sketches[:, 1:], sketches[:, :-1]
     down, right = SHIFTS
-    earlier = pad(earlier, (right, right, down, down), mode="replicate")
+    # As pad(mode="replicate") would, whose gradient torch.compile of 2.13 gets the strides of wrong, channels last.
+    for axis, more in ((-1, right), (-2, down)):
+        first, last = (earlier.narrow(axis, at, 1).repeat_interleave(more, axis) for at in (0, earlier.shape[axis] - 1))
+        earlier = torch.cat([first, earlier, last], dim=axis)
     steps = range(-SIDES, SIDES + 1)
     offsets = [[(down * step // SIDES, 0) for step in steps], [(0, right * step // SIDES) for step in steps]]
     costs = []
