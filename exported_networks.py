@@ -27,7 +27,7 @@ from command_line import BadInput
 from model import Autoencoder, WorldModel
 from motion import MOVER_VERSION, NEWS, SURE_STD
 
-EXPORT_VERSION = 7  # raise it whenever an export of the same weights comes out differently
+EXPORT_VERSION = 6  # raise it whenever an export of the same weights comes out differently
 OPSET = 17
 KEPT_FOLDERS = 8  # the least recently used ones beyond these go
 NETWORK, DECODER, MOVER, MANIFEST = "network.onnx", "decoder.onnx", "mover.onnx", "manifest.json"

@@ -254,8 +254,8 @@ def centred(autoencoder, frames):
     of a block and each colour.
 
     A thousandth of red too little, left by low precision or by a rate that was still high, is a tint after a second of
-    a rollout, which decodes and encodes every frame. The last layer's bias is all that changes. Past `forward`, which
-    a trainer may have wrapped to compute in low precision: what is saved plays in float32."""
+    a rollout, which decodes and encodes every frame. The last layer's bias is all that changes. What is saved plays in
+    float32, whatever it was trained in."""
     import torch
     from diffusers import AutoencoderTiny
     from torch.nn.functional import pixel_unshuffle
@@ -268,8 +268,7 @@ def centred(autoencoder, frames):
     with torch.no_grad():
         errors = []
         for pixels in autoencoder.frames_to_pixels(frames).split(32):
-            shown = autoencoder.decode_latents(autoencoder.sample_latents(autoencoder.encode_pixels(pixels)))
-            error = pixel_unshuffle(shown - pixels, autoencoder.unshuffle)
+            error = pixel_unshuffle(autoencoder.encode_and_decode(pixels) - pixels, autoencoder.unshuffle)
             errors.append(error.float().mean(dim=(2, 3)))  # (32, 3 * f * f)
         bias -= torch.cat(errors).mean(dim=0).to(bias.dtype) / 2  # the decoder works in [0, 1]
         if before.equal(before.half().to(before.dtype)):

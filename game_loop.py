@@ -154,7 +154,8 @@ class GameLoop(threading.Thread):
         So the light ones have half of the time, however many heavy ones there are."""
         playing = [each for each in self.seats.players() if each.is_playing and each.frame_s > 0]
         times_s = [each.frame_s for each in playing]
-        lighter_s = [each.frame_s for each in playing if each.settings.passes < player.settings.passes]
+        passes = player.settings.passes
+        lighter_s = [each.frame_s for each in playing if HEAVY * each.settings.passes < passes]
         limit_s = HEAVY * min(lighter_s, default=0.0)
         if 0 < limit_s < player.frame_s:
             rest_s = sum(frame_s for frame_s in times_s if frame_s > limit_s)

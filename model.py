@@ -138,6 +138,10 @@ class Autoencoder(nn.Module):
         return nn.functional.pixel_shuffle(pixels, self.unshuffle) if self.unshuffle > 1 else pixels
 
     def forward(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """As `encode_and_decode`; a trainer with --mixed_precision wraps this one to compute in it."""
+        return self.encode_and_decode(pixels, noise)
+
+    def encode_and_decode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Pixels (T, 3, H', W') -> their reconstruction; `noise` (T, C, h, w) samples a posterior, None its mode."""
         return self.decode_latents(self.sample_latents(self.encode_pixels(pixels), noise))
 
@@ -145,7 +149,7 @@ class Autoencoder(nn.Module):
         """uint8 frames (T, H0, W0, 3) -> uint8 (T, H, W, 3), encoded and decoded: the best that latents can show."""
         with torch.no_grad():
             parts = [
-                self(self.frames_to_pixels(frames[first : first + batch_size]))
+                self.encode_and_decode(self.frames_to_pixels(frames[first : first + batch_size]))
                 for first in range(0, len(frames), batch_size)
             ]
         return torch.cat([self.pixels_to_frames(part) for part in parts]).cpu().numpy()

@@ -21,13 +21,14 @@ recorded scenes (scenes.py), as a few fields over the picture of which the frame
 Knows no diffusion. Trained by train_motion.py; model.py loads it into a `WorldModel`.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad, pixel_shuffle, silu
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pixel_shuffle, silu
 
 MOTION_VERSION = 2
 MOVER_VERSION = 4  # of how a frame is moved, raised where the same weights move it differently
@@ -47,7 +48,7 @@ GROUPS = 8
 REGIONS = (2, 4)  # rows and columns of them, of whose matches the whole is told
 FIELDS = 8  # flows over the picture, of which the frame as a whole says how much of each
 CAMERA_NUMBERS = 4  # ahead, right, up and a left turn, see scenes.py
-SINC_LOBES = 4  # of the kernel by which a picture is doubled before it is moved
+SINC_LOBES = 4  # on either side, of the kernel by which a picture is doubled before it is moved
 STILL_PIXELS = 0.5  # a cell of which nothing moves further keeps its code as it is
 
 
@@ -202,25 +203,25 @@ def warp(pixels: Tensor, flow: Tensor) -> Tensor:
     it than like a smear."""
     height, width = pixels.shape[-2:]
     flow = interpolate(flow.float(), (height, width), mode="bilinear")
-    grid = 1 - ((places(height, width, flow) + flow + 1).remainder(4) - 2).abs()  # mirrored at -1 and 1
-    # The doubled picture begins with the middle of the first pixel, a quarter of a pixel early.
-    grid = (grid - grid.new_tensor([0.5 / width, 0.5 / height])[:, None, None]).permute(0, 2, 3, 1)  # (B, H', W', 2)
-    moved = grid_sample(_doubled(pixels.float()), grid, "bicubic", padding_mode="reflection", align_corners=False)
+    grid = (places(height, width, flow) + flow).permute(0, 2, 3, 1)  # (B, H', W', 2)
+    moved = grid_sample(_doubled(pixels.float()), grid, "bicubic", padding_mode="reflection", align_corners=True)
     return moved.clamp(-1, 1)  # such kernels overshoot
 
 
 def _doubled(pixels: Tensor) -> Tensor:
-    """Pixels (B, 3, H', W') -> (B, 3, 2H', 2W'): at 2i what stood at i, between them by a windowed sinc (Duchon 1979,
-    "Lanczos Filtering in One and Two Dimensions"), mirrored beyond the edges."""
-    away = torch.arange(SINC_LOBES) + 0.5
-    half = torch.sinc(away) * torch.sinc(away / SINC_LOBES)
-    kernel = (torch.cat([half.flip(0), half]) / (2 * half.sum())).tolist()
+    """Pixels (B, 3, H', W') -> (B, 3, 2H' + 1, 2W' + 1), from edge to edge: at 2i + 1 what stood at i, before it at 2i
+    what lies halfway, by a windowed sinc (Duchon 1979, "Lanczos Filtering in One and Two Dimensions")."""
+    away = [math.pi * (number + 0.5) for number in range(SINC_LOBES)]
+    half = [math.sin(x) / x * math.sin(x / SINC_LOBES) / (x / SINC_LOBES) for x in away]
+    weights = [weight / (2 * sum(half)) for weight in half[::-1] + half]
     for axis in (3, 2):
-        edges = (SINC_LOBES - 1, SINC_LOBES, 0, 0) if axis == 3 else (0, 0, SINC_LOBES - 1, SINC_LOBES)
-        beyond, size = pad(pixels, edges, mode="reflect"), pixels.shape[axis]
+        size = pixels.shape[axis]
+        first, last = (pixels.narrow(axis, at, SINC_LOBES).flip(axis) for at in (0, size - SINC_LOBES))
+        beyond = torch.cat([first, pixels, last], dim=axis)
         # No convolution: autocast would take it to bfloat16, which has fewer steps than a picture has colours.
-        between = sum(weight * beyond.narrow(axis, first, size) for first, weight in enumerate(kernel))
-        pixels = torch.stack([pixels, between], dim=axis + 1).flatten(axis, axis + 1)
+        between = sum(weight * beyond.narrow(axis, at, size + 1) for at, weight in enumerate(weights))
+        pairs = torch.stack([between.narrow(axis, 0, size), pixels], dim=axis + 1).flatten(axis, axis + 1)
+        pixels = torch.cat([pairs, between.narrow(axis, size, 1)], dim=axis)
     return pixels
 
 

@@ -31,6 +31,7 @@ METADATA_KEY = "neural_game_engine"
 NOT_A_SAVE = "this file is no save of a game; choose one that the play page has made"
 MOST_FRAMES = 2**30  # a year of play; the numbers of a game that goes on from there still fit every message
 MOST_THREADS = 1024
+MOST_VERSION = 9999
 DIGEST_CHARS = 16
 DIGEST = re.compile(f"[0-9a-f]{{{DIGEST_CHARS}}}")
 MOST_CHARS = 100  # of what a save says of where it was made
@@ -120,7 +121,8 @@ def told(drawn_by: dict[str, Any]) -> str:
     """`drawn_by` for people."""
     threads = f", {drawn_by['threads']} threads" if drawn_by["threads"] else ""
     words = f"{drawn_by['back_end']} ({drawn_by['library']}) on {drawn_by['device']}{threads}, {drawn_by['precision']}"
-    return f"{words}, decoder {drawn_by['decoder']}"
+    mover = f", mover {drawn_by['mover']}" if "mover" in drawn_by else ""
+    return f"{words}, decoder {drawn_by['decoder']}{mover}"
 
 
 def pack(state: dict[str, Tensor], first_latents: Sequence[Tensor], log: Sequence[Logged], facts: dict) -> bytes:
@@ -157,10 +159,11 @@ def read_facts(contents: bytes, most_rows: int | None = None) -> dict[str, Any]:
         named = ("back_end", "device", "precision", "library", "decoder")
         facts["drawn_by"].setdefault("library", "an unknown library")  # in files from before it was told
         texts = [facts["checkpoint"], *(facts["drawn_by"][name] for name in named)]
-        threads = facts["drawn_by"]["threads"]
+        threads, mover = facts["drawn_by"]["threads"], facts["drawn_by"].get("mover", 0)
         kinds = {name: type(facts["settings"][name]) for name in ("steps", "guidance", "noise")}
         is_sound = all(type(text) is str and len(text) <= MOST_CHARS and text.isprintable() for text in texts)
         is_sound &= type(threads) is int and 0 <= threads <= MOST_THREADS
+        is_sound &= type(mover) is int and 0 <= mover <= MOST_VERSION
         is_sound &= kinds == {"steps": int, "guidance": float, "noise": int}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise BadInput(NOT_A_SAVE) from None

@@ -115,6 +115,7 @@ class TrainingRun:
         )
         self.ema = EMAModel(self.parameters, decay=args.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.ema.to("cpu" if args.ema_on_cpu else accelerator.device)
+        self._network = model
         self.model, self.optimizer = accelerator.prepare(model, made)
         if args.torch_compile:  # around the network as it is: names of weights and validation know nothing of it
             self.model = torch.compile(self.model)
@@ -315,7 +316,8 @@ class TrainingRun:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model carries the averaged weights: what is measured, saved and played."""
+        """Inside, the model has the averaged weights and computes in float32: what is measured, saved and played."""
+        in_low_precision = self._network.__dict__.pop("forward", None)  # by which accelerate wrapped the class's own
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         if self.args.save_dtype == "float16":
@@ -326,6 +328,8 @@ class TrainingRun:
             yield
         finally:
             self.ema.restore(self.parameters)
+            if in_low_precision is not None:
+                self._network.forward = in_low_precision
 
     # ------------------------------------------------------------------ numbers
 

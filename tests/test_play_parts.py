@@ -361,9 +361,10 @@ def test_nobody_rests_for_another_with_the_same_settings_however_slow_the_machin
         slow.frame_s = 100 * quick.frame_s
         loop.serve(slow)
     assert len(slow.mailbox.pictures) == len(quick.mailbox.pictures) == 4
-    slow.settings = Settings(1, 2.0, 0)
-    loop.serve(slow)
-    assert slow.rests_until_s > 0
+    for settings, rests in ((Settings(1, 2.0, 0), False), (Settings(4, 2.0, 0), True)):
+        slow.settings, slow.frame_s = settings, 100 * quick.frame_s
+        loop.serve(slow)
+        assert (slow.rests_until_s > 0) is rests
 
 
 def test_the_history_is_bounded(tmp_path: Path) -> None:

@@ -101,6 +101,10 @@ def newer(facts: dict) -> None:
     facts["drawn_by"]["library"] = "another 99.0"
 
 
+def moved_otherwise(facts: dict) -> None:
+    facts["drawn_by"]["mover"] = 9999
+
+
 def before_it_was_told(facts: dict) -> None:
     del facts["drawn_by"]["library"]
 
@@ -227,6 +231,7 @@ def test_a_save_of_another_back_end_plays_on_and_the_page_is_told(
     loop.serve(player)
     assert torch.__version__ in read_facts(save)["drawn_by"]["library"]
     others = ((elsewhere, "another"), (newer, "another 99.0"), (before_it_was_told, "an unknown library"))
+    others += ((moved_otherwise, "mover 9999"),)
     for contents, drawer in ((save, None), *((changed(save, change), drawer) for change, drawer in others)):
         player.mailbox.letters.clear()
         player.wish("load", contents)

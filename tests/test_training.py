@@ -322,6 +322,11 @@ def test_half_precision_computes_while_weights_gradients_and_averages_stay_float
     assert seen == [torch.bfloat16] * 2
     of_training = [*run.parameters, *(parameter.grad for parameter in run.parameters), *run.ema.shadow_params]
     assert {tensor.dtype for tensor in of_training} == {torch.float32}
+    with run.averaged():
+        run.model(torch.ones(3, 4, 6, 6))
+    assert seen[2:] == [torch.float32] * 2, "as it plays"
+    run.model(torch.ones(3, 4, 6, 6))
+    assert seen[4:] == [torch.bfloat16] * 2
 
 
 @pytest.mark.slow
