@@ -16,7 +16,7 @@ from torch import Tensor
 from data_loader import WindowDataset
 from episodes import METADATA_KEY, Episode, find_latents
 from model_folders import Geometry
-from motion import warp
+from motion import MotionModel, warp
 from scenes import camera_motions, camera_of, read_scene, scene_flow
 
 PLAY = ["--policy", "explore", "--level", "2", "--bots", "2", "--episodes", "2", "--episode_tics", "700"]
@@ -219,3 +219,12 @@ def test_a_motion_model_learns_the_flow_of_the_scene(
     assert "windows with depth" in capsys.readouterr().out
     last = [line for line in logged(tmp_path / "run") if "flow_error_pixels" in line][-1]
     assert last["flow_pixels"] > 1 and last["flow_error_pixels"] < 0.85 * last["flow_pixels"], last
+
+
+def test_a_motion_model_goes_on_with_as_many_frames_as_it_looked_at(latents: Path, tmp_path: Path) -> None:
+    """What it learns of each seen frame's camera is of as many frames."""
+    MotionModel(4, 8, 10, num_actions=54, seen_frames=2).save_pretrained(tmp_path / "short")
+    words = ("--dataset_basepath", latents, "--output_dir", tmp_path / "run", "--batch_size", 4, "--device", "cpu")
+    words += ("--pretrained_model_name_or_path", tmp_path / "short", "--max_train_steps", 1, "--report_to", "none")
+    call("train_motion.py", *words, "--num_validation_windows", 4, "--dataloader_num_workers", 0)
+    assert MotionModel.from_pretrained(tmp_path / "run/motion").config.seen_frames == 2
