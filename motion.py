@@ -171,8 +171,8 @@ def _matches(sketches: Tensor) -> Tensor:
     down, right = SHIFTS
     # As pad(mode="replicate") would, whose gradient torch.compile of 2.13 gets the strides of wrong, channels last.
     for axis, more in ((-1, right), (-2, down)):
-        first, last = (earlier.narrow(axis, at, 1).repeat_interleave(more, axis) for at in (0, earlier.shape[axis] - 1))
-        earlier = torch.cat([first, earlier, last], dim=axis)
+        first, last = (earlier.narrow(axis, at, 1) for at in (0, earlier.shape[axis] - 1))
+        earlier = torch.cat([first] * more + [earlier] + [last] * more, dim=axis)
     steps = range(-SIDES, SIDES + 1)
     offsets = [[(down * step // SIDES, 0) for step in steps], [(0, right * step // SIDES) for step in steps]]
     costs = []
