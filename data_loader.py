@@ -138,10 +138,12 @@ class WindowDataset(Dataset):
         legacy_alignment: str = "before",
         black_moments: Tensor | None = None,
         with_scene: bool = False,
+        with_pictures: bool = True,
     ) -> None:
         """`frame_stride` in tics. `black_moments` (1, M, h, w) serves trees without a latent_black.pt.
 
-        with_scene: where all files have depth, of one `camera`, which is None else.
+        with_scene: where all files have depth, of one `camera`, which is None else.  with_pictures: False leaves out
+        moments or frames, for who learns how the camera moves.
 
         Raises BadInput when files disagree, are too short, hold action ids outside their table, or have no window."""
         if not paths:
@@ -163,6 +165,7 @@ class WindowDataset(Dataset):
         self.without_scene: Path | None = next(others, None)  # the first one
         self.camera: dict[str, float] | None = cameras[0] if self.without_scene is None else None
         self._with_scene = with_scene and self.camera is not None
+        self._with_pictures = with_pictures
         self.action_table: list[dict[str, Any]] | None = self._file(0).action_table
         highest = max(entry["actions"][1] for entry in entries)
         self.num_actions = number_of_actions(self.action_table) if self.action_table else highest + 1
@@ -179,7 +182,8 @@ class WindowDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self._sample(int(index))
-        sample[self._key] = sample[self._key].clone()
+        if self._with_pictures:
+            sample[self._key] = sample[self._key].clone()
         sample["actions"] = sample["actions"].clone()
         return sample
 
@@ -199,6 +203,11 @@ class WindowDataset(Dataset):
     def targets(self, episode: int) -> tuple[int, np.ndarray]:
         """(index of a file's first window, int (n,) row of each of its windows' targets, ascending)."""
         return int(self._ends[episode - 1]) if episode else 0, self._file(episode).targets
+
+    def scene(self, episode: int) -> tuple[Tensor, Tensor]:
+        """A file's poses, float32 (T, 4), and depth, uint8 (T, 2h, 2w), of all its rows; of latents with a camera."""
+        file = self._file(episode)
+        return file.poses, file.depth
 
     def event_windows(self) -> np.ndarray:
         """int64 (n,), ascending: the windows whose target shows an event, a shot, damage, a pick-up, a death, or what
@@ -261,12 +270,14 @@ class WindowDataset(Dataset):
         start = target - self.context_length * self.row_step
         first = start + missing * self.row_step
         last = target + (length - 1) * self.row_step
-        rows = file.rows(first, last + 1, self.row_step)  # (L + length - missing, ...)
         actions = torch.from_numpy(file.actions[first : last : self.row_step])  # (L + length - 1 - missing,)
         if missing:
-            rows = torch.cat([self.black.expand(missing, *self.black.shape[1:]), rows])
             actions = torch.cat([torch.full((missing,), self.no_op), actions])
-        sample = {self._key: rows, "actions": actions, "start_row": start, "episode": episode}
+        sample = {"actions": actions, "start_row": start, "episode": episode}
+        if self._with_pictures:
+            rows = file.rows(first, last + 1, self.row_step)  # (L + length - missing, ...)
+            black = self.black.expand(missing, *self.black.shape[1:])
+            sample[self._key] = torch.cat([black, rows]) if missing else rows
         if self._with_scene:
             poses = file.poses[first : last + 1 : self.row_step]
             sample["poses"] = torch.cat([poses[:1].expand(missing, -1), poses])  # (L + length, 4), black as the first

@@ -2,8 +2,8 @@
 
 Where ViZDoom tells both, the flow of everything that stands still is known to the pixel: train_motion.py learns from it
 what photometric error alone hardly teaches, that what is near moves further (supervision by rendered depth and pose:
-Dosovitskiy et al. 2015, "FlowNet"). Nothing of it is needed to play. Written by ViZDoomPPO/ (--record_depth), kept
-beside latents by encode_images.py.
+Dosovitskiy et al. 2015, "FlowNet"), and scene_memory.py the map. Nothing of it is needed to play. Written by
+ViZDoomPPO/ (--record_depth), kept beside latents by encode_images.py.
 
 A pose is (x, y, z in map units, angle in degrees counter-clockwise from east). A camera, as kept with latents, is a
 pinhole in coordinates of the padded picture, -1 to 1 from edge to edge: x = focal_x * right / ahead, y = horizon -
@@ -118,6 +118,15 @@ def camera_motions(poses: Tensor, frame_stride: int) -> tuple[Tensor, Tensor]:
     is_walked = motions[:, :2].norm(dim=1, keepdim=True) < MOST_UNITS_PER_TIC * frame_stride
     motions = motions / torch.tensor(MOTION_UNITS, device=poses.device)
     return motions.unflatten(0, (len(poses), -1)), is_walked.unflatten(0, (len(poses), -1))
+
+
+def after_motions(poses: Tensor, motions: Tensor) -> Tensor:
+    """The poses (B, 4) that `camera_motions` (B, 4) of poses (B, 4) lead to; angles in [0, 360)."""
+    ahead, right, up, turned = (motions * torch.tensor(MOTION_UNITS, device=poses.device)).unbind(1)
+    angle = poses[:, 3].deg2rad()
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    moved = torch.stack([ahead * cos + right * sin, ahead * sin - right * cos, up], dim=1)
+    return torch.cat([poses[:, :3] + moved, (poses[:, 3:] + turned[:, None]).remainder(360)], dim=1)
 
 
 def _motion(last: Tensor, following: Tensor) -> Tensor:

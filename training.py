@@ -1,9 +1,8 @@
 """What the trainers share: the run folder, checkpoints and exact resume, the progress line, the clock.
 
-Does not know what is trained. Used by train_text_to_image.py, train_motion.py and finetune_vae.py. A run folder holds
-`run.json` (what may not change on resume), `checkpoint-<step>/` (safetensors and JSON, no pickle), `metrics.jsonl`,
-TensorBoard events and the finished model. To resume, run the same command again: data order and draws depend on (seed,
-step) alone.
+Does not know what is trained. Used by every trainer. A run folder holds `run.json` (what may not change on resume),
+`checkpoint-<step>/` (safetensors and JSON, no pickle), `metrics.jsonl`, TensorBoard events and the finished model. To
+resume, run the same command again: data order and draws depend on (seed, step) alone.
 """
 
 import argparse

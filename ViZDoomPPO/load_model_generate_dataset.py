@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image_format", choices=("jpeg", "png"), default="jpeg", help="how frames are stored")
     add("--image_quality", type=int, default=90, help="JPEG quality, 1 to 95")
     add("--record_stride", type=int, default=1, help="record every n-th tic; divides the 4 tics of an agent step")
-    add("--record_depth", action="store_true", help="record Doom's depth and the eye's height too, for train_motion.py")
+    add("--record_depth", action="store_true", help="record Doom's depth and the eye's height, for stage 3")
     add("--split", choices=SPLITS, default="train", help="eval episodes serve validation; their games differ")
     add("--seed", type=int, default=0, help="of the games and of the actions drawn")
     add("--num_workers", type=int, help="games played at once, a process each; default: as many as there are cores")

@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image_format", choices=("jpeg", "png"), default="jpeg", help="how frames are stored")
     add("--image_quality", type=int, default=90, help="JPEG quality, 1 to 95")
     add("--record_stride", type=int, default=1, help="record every n-th tic; divides the 4 tics of an agent step")
-    add("--record_depth", action="store_true", help="record Doom's depth and the eye's height too, for train_motion.py")
+    add("--record_depth", action="store_true", help="record Doom's depth and the eye's height, for stage 3")
     add("--n_train_envs", type=int, default=4, help="games to learn from, a process each")
     add("--n_eval_envs", type=int, default=1, help="games to evaluate with, a process each; 1 and 1: all in one")
     add("--eval_freq", type=int, default=50_000, help="agent steps, over all games, between evaluations")

@@ -35,6 +35,8 @@ ROWS = [  # script, flag, what it says offline
     ("train_motion.py", "--dataset_basepath", DATA),
     ("train_motion.py", "--pretrained_model_name_or_path", MODEL),
     ("train_motion.py", "--vae_folder_or_id", MODEL),
+    ("train_scene_memory.py", "--dataset_basepath", DATA),
+    ("train_scene_memory.py", "--vae_folder_or_id", MODEL),
     ("run_autoregressive.py", "--unet_model_folder", MODEL),
     ("run_autoregressive.py", "--vae_ft_model_folder", MODEL),
     ("run_autoregressive.py", "--dataset_basepath", DATA),
@@ -86,6 +88,7 @@ def test_it_takes_a_hub_id_and_offline_says_so(script: str, flag: str, said: str
         "finetune_vae.py": autoencoder_words(base, out),
         "train_text_to_image.py": world_model_words(base, out),
         "train_motion.py": ("--dataset_basepath", random_latents(base), "--output_dir", out, "--device", "cpu"),
+        "train_scene_memory.py": ("--dataset_basepath", random_latents(base), "--output_dir", out, "--device", "cpu"),
         "run_autoregressive.py": (
             *("--dataset_basepath", play, "--unet_model_folder", run, "--out", out),
             "--start_from_pixels",
