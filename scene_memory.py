@@ -223,7 +223,8 @@ class SceneMemory(ModelMixin, ConfigMixin):
         distances = torch.tensor(radii, device=poses.device)[:, None]
         ahead = torch.cat([(distances * angles.cos()).flatten(), angles.new_zeros(1)])
         right = torch.cat([(distances * angles.sin()).flatten(), angles.new_zeros(1)])
-        floor, ceiling = self.height(*self.ground(poses, ahead[None, None], right[None, None]))  # (B, 1, feelers)
+        with torch.no_grad():  # the map is what was seen; else it would be bent to make ways easy to foresee
+            floor, ceiling = self.height(*self.ground(poses, ahead[None, None], right[None, None]))  # (B, 1, feelers)
         feet = poses[:, 2, None] - EYE_UNITS
         steps = torch.cat([floor[:, 0] - feet, ceiling[:, 0] - feet - TALL_UNITS], dim=1) / 24  # the highest step
         past = motions.flatten(1)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 SCENES_PER_PICTURE = 16  # poses, keys and depth are read at a hundredth of a picture's cost
 COLUMNS = 40  # of each picture, drawn anew in each step, whose colours are learned
 RAYS = 256  # of each depth
-FREE_POINTS, SOLID_POINTS = 3, 2  # on each of them
-BEHIND_UNITS = (6.0, 20.0)  # a surface's depth is known to half a step of uint8: from here on it is solid
+FREE_POINTS, NEAR_POINTS = 2, 2  # on each of them: all along, and as many close before the surface as behind it
+NEAR_UNITS = (6.0, 20.0)  # from it: its depth is known to half a step of uint8, so not closer
 UNROLLED = 8  # frames that the camera's motion is foreseen for
 KINK = 0.1  # of its error: squared below
 SAME_UNITS, SAME_SHARE = 10.0, 0.1  # a remembered depth is that recorded within so many units, or that share of it
@@ -241,18 +241,20 @@ class Lesson:
         chosen = self._random(where.shape[1]).argsort()[:RAYS]
         recorded = depth.flatten(1)[:, None, chosen].float()  # (B, 1, RAYS)
         true = self.units * (recorded + 0.5)
-        least, most = BEHIND_UNITS
-        count = len(depth)
-        before = (true - least).clamp_min(1)
-        free = self._random(count, FREE_POINTS, RAYS) * before
-        solid = true + least + (most - least) * self._random(count, SOLID_POINTS, RAYS)
-        ahead = torch.cat([free, solid], dim=1)  # (B, points, RAYS)
+        least, most = NEAR_UNITS
+        before = (true - most).clamp_min(1)
+        free = self._random(len(depth), FREE_POINTS, RAYS) * before
+        near = least + (most - least) * self._random(len(depth), 2 * NEAR_POINTS, RAYS)
+        ahead = torch.cat(
+            [free, true - near[:, NEAR_POINTS:], true + near[:, :NEAR_POINTS]], dim=1
+        )  # (B, points, RAYS)
         right, up = self.memory.slopes(where[0, chosen], where[1, chosen])
         east, north = self.memory.ground(poses, ahead, right * ahead)
         points = torch.stack([east, north, poses[:, 2, None, None] + up * ahead], dim=-1)
-        is_solid = (torch.arange(ahead.shape[1], device=ahead.device) >= FREE_POINTS)[:, None].expand_as(ahead)
-        units = torch.where(is_solid, (most - least) / SOLID_POINTS, before / FREE_POINTS)
-        is_known = ((recorded > 0) & (recorded < 255)).expand_as(ahead)
+        number = torch.arange(ahead.shape[1], device=ahead.device)[:, None].expand_as(ahead)
+        is_solid = number >= FREE_POINTS + NEAR_POINTS
+        units = torch.where(number < FREE_POINTS, before / FREE_POINTS, (most - least) / NEAR_POINTS)
+        is_known = (recorded > 0) & (recorded < 255) & (ahead > 0)
         return points[is_known], is_solid[is_known].float(), units[is_known]
 
     def loss(self, model: Any) -> "Tensor":
