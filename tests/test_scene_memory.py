@@ -166,10 +166,9 @@ def test_it_learns_heights_colours_and_the_way(
     first, second = find_latents(tmp_path / "latents")
     second.write_bytes(first.read_bytes())
     words = words_of(tmp_path / "latents", tmp_path / "run", 150, batch_size=6, num_validation_windows=48)
-    words = changed_words(words, learning_rate=0.004, ema_decay=0.5, lr_scheduler="cosine", validation_steps=5)
+    words = changed_words(words, learning_rate=0.004, ema_decay=0.5, lr_scheduler="cosine")
     call("train_scene_memory.py", *words, "--seed", 0)
-    measured = [line for line in logged(tmp_path / "run") if "view_psnr_db" in line]
-    before, after = measured[0], measured[-1]
-    assert after["view_psnr_db"] > max(20, before["view_psnr_db"] + 4) and after["depth_error_share"] < 0.2, after
-    assert after["way_units"] < 5 < before["way_units"] and after["way_degrees"] < 1, after
-    assert after["place_units"] < 100 < before["place_units"] and after["place_degrees"] < 10, after
+    last = logged(tmp_path / "run")[-1]
+    assert last["view_psnr_db"] > 20 and last["depth_error_share"] < 0.2, last  # 11.6 dB and 10 at first
+    assert last["way_units"] < 5 and last["way_degrees"] < 1, last  # 22 and 5
+    assert last["place_units"] < 100 and last["place_degrees"] < 10, last  # 334 and 102
