@@ -156,7 +156,6 @@ def extent(dataset: "WindowDataset", padded_height: int, where: str) -> dict[str
     import torch
 
     from scene_memory import CELL_UNITS, EYE_UNITS, TALL_UNITS
-    from scenes import GRID
 
     scenes = [dataset.scene(number) for number in range(len(dataset.paths))]
     poses = torch.cat([poses for poses, _ in scenes])
@@ -171,7 +170,6 @@ def extent(dataset: "WindowDataset", padded_height: int, where: str) -> dict[str
     view_rows = (int(is_seen.nonzero().max()) + 1) * padded_height // len(is_seen) if is_seen.any() else 0
     if not view_rows:
         raise BadInput(f"{where}: no depth but that of the status bar; record again with --record_depth")
-    assert len(is_seen) % GRID == 0
     heights = (float(low[2]) - EYE_UNITS, float(high[2]) + TALL_UNITS)
     corner = (float(low[0]), float(low[1]))
     return {"corner": corner, "grid": (rows, columns), "first_heights": heights, "view_rows": view_rows}
