@@ -22,6 +22,7 @@ import command_line
 from command_line import BadInput
 from model import LoadedWorldModel, WorldModelConfig
 from motion import Moved
+from scene_memory import Ahead
 
 PLAYED_ROWS = (1, 2)  # that the world model is given in play: a game is stepped alone; guidance doubles its rows
 
@@ -34,10 +35,21 @@ class Backend:
 
     def __init__(self, loaded: LoadedWorldModel) -> None:
         self.world_model, self.autoencoder = loaded.world_model, loaded.autoencoder
+        # What was drawn for the last frame is asked for again by the next one, of the same game as a rule.
+        self._shown: tuple[Tensor, Tensor] | None = None  # latents, pixels
+        self._remembered: tuple[Tensor, Tensor] | None = None  # poses (B, 4), what is remembered from there
 
-    def moved(self, context: Tensor, actions: Tensor) -> Moved:
-        """As `WorldModel.moved`, of context (B, L, C, h, w) and actions (B, L)."""
-        return self.world_model.moved(context, actions)
+    def moved(self, context: Tensor, actions: Tensor, poses: Tensor | None = None) -> Moved:
+        """As `WorldModel.moved`, of context (B, L, C, h, w), actions (B, L) and, with a memory, poses (B, >= 2, 4)."""
+        if self.world_model.mover is None:
+            return Moved(context, None, None)
+        pixels, ahead = self.decode_latents(context[:, -1]), ()
+        if self.world_model.memory is not None:
+            known = self._remembered
+            last = known[1] if known is not None and torch.equal(known[0], poses[:, -2]) else None
+            ahead = self._look_ahead(poses, last)
+            self._remembered = poses[:, -1].clone(), ahead.following
+        return self._move(context, actions, pixels, *ahead)
 
     def predict_v(
         self,
@@ -54,6 +66,19 @@ class Backend:
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """As `Autoencoder.decode_latents`: scaled latents (T, C, h, w) -> pixels (T, 3, H', W'), about [-1, 1]."""
+        if self._shown is None or not torch.equal(self._shown[0], latents):
+            self._shown = latents.clone(), self._decode(latents)
+        return self._shown[1]
+
+    def _look_ahead(self, poses: Tensor, last: Tensor | None) -> Ahead:
+        """As `WorldModel.ahead` of a model with a memory."""
+        return self.world_model.ahead(poses, last)
+
+    def _move(self, context: Tensor, actions: Tensor, pixels: Tensor, *ahead: Tensor) -> Moved:
+        """As `Mover.forward`."""
+        return self.world_model.moved(context, actions, *ahead, pixels=pixels)
+
+    def _decode(self, latents: Tensor) -> Tensor:
         return self.autoencoder.decode_latents(latents)
 
     @property
@@ -78,7 +103,8 @@ class Backend:
 
 
 class OnnxBackend(Backend):
-    """ONNX Runtime on the CPU. Draws one game after the other, so that no game's bits depend on those beside it."""
+    """ONNX Runtime on the CPU. Draws one game after the other, so that no game's bits depend on those beside it; a
+    memory of the map looks ahead in PyTorch, likewise."""
 
     name = "onnx"
 
@@ -86,7 +112,8 @@ class OnnxBackend(Backend):
     def library(self) -> str:
         import onnxruntime
 
-        return f"onnxruntime {onnxruntime.__version__}"
+        looks = f", torch {torch.__version__}" if self.world_model.memory is not None else ""
+        return f"onnxruntime {onnxruntime.__version__}{looks}"
 
     def __init__(self, loaded: LoadedWorldModel) -> None:
         """OSError where the cache folder cannot be written, RuntimeError where the networks cannot be exported."""
@@ -120,8 +147,14 @@ class OnnxBackend(Backend):
 
         return run
 
-    def moved(self, context: Tensor, actions: Tensor) -> Moved:
-        return Moved(*((context, None, None) if self._mover is None else self._mover(context=context, actions=actions)))
+    def _look_ahead(self, poses: Tensor, last: Tensor | None) -> Ahead:
+        games = zip(poses.split(1), [None] * len(poses) if last is None else last.split(1), strict=True)
+        looks = [self.world_model.ahead(*game) for game in games]
+        return Ahead(*(torch.cat(parts) for parts in zip(*looks, strict=True)))
+
+    def _move(self, context: Tensor, actions: Tensor, pixels: Tensor, *ahead: Tensor) -> Moved:
+        told = dict(zip(Ahead._fields, ahead, strict=False))  # all or none
+        return Moved(*self._mover(context=context, actions=actions, pixels=pixels, **told))
 
     def predict_v(
         self,
@@ -135,7 +168,7 @@ class OnnxBackend(Backend):
         inputs = {"noised": noised, "timesteps": timesteps, "context": context, "actions": actions}
         return self._network(**inputs, noise_buckets=noise_buckets, change_std=change_std)
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor) -> Tensor:
         return self._decoder(latents=latents)
 
     def __str__(self) -> str:
@@ -161,11 +194,13 @@ class CompiledBackend(Backend):
         super().__init__(loaded)
         place = {"device": self.device, "dtype": torch.bfloat16, "memory_format": torch.channels_last}
         world_model = copy.deepcopy(loaded.world_model).to(**place)
-        self._network, self._moved = torch.compile(world_model), torch.compile(world_model.moved)
-        self._decode = torch.compile(copy.deepcopy(loaded.autoencoder).to(**place).decode_latents)
+        self._network, self._mover = torch.compile(world_model), torch.compile(world_model.mover)
+        self._decoder = torch.compile(copy.deepcopy(loaded.autoencoder).to(**place).decode_latents)
         device = self.device
         loaded.world_model.to("cpu")
         loaded.autoencoder.to(device)  # which a mover holds too
+        if loaded.world_model.memory is not None:  # which tells places in the map: no matter for bfloat16
+            loaded.world_model.memory.to(device)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         print("the networks are compiled, which takes minutes", flush=True)
@@ -177,18 +212,17 @@ class CompiledBackend(Backend):
         length, zeros = config.context_length, torch.zeros(rows, dtype=torch.int64, device=self.device)
         latents = torch.zeros(rows, length + 1, *config.latent_shape, device=self.device)
         actions = zeros[:, None].repeat(1, length)
-        moved = self.moved(latents[:1, :-1], actions[:1])  # guidance doubles what was moved once
+        poses = latents.new_zeros(1, 2, 4)
+        moved = self.moved(latents[:1, :-1], actions[:1], poses)  # guidance doubles what was moved once
         context = moved.context.repeat(rows, 1, 1, 1, 1)
         change_std = None if moved.std is None else moved.std.repeat(rows, 1, 1, 1)
         self.predict_v(latents[:, -1], zeros, context, actions, zeros, change_std)
         self.decode_latents(latents[:1, -1])
 
-    def moved(self, context: Tensor, actions: Tensor) -> Moved:
-        if self.world_model.mover is None:
-            return Moved(context, None, None)
-        return Moved(
-            *(each.float() for each in self._moved(_laid_out(context, torch.bfloat16), _laid_out(actions, torch.int64)))
-        )
+    def _move(self, context: Tensor, actions: Tensor, pixels: Tensor, *ahead: Tensor) -> Moved:
+        pictures = (_laid_out(each, torch.float32) for each in (pixels, *ahead))
+        moved = self._mover(_laid_out(context, torch.bfloat16), _laid_out(actions, torch.int64), *pictures)
+        return Moved(*(each.float() for each in moved))
 
     def predict_v(
         self,
@@ -204,8 +238,8 @@ class CompiledBackend(Backend):
         std = None if change_std is None else _laid_out(change_std, torch.float32)
         return self._network(noised, timesteps, context, actions, buckets, std).float()
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        return self._decode(_laid_out(latents, latents.dtype)).float()
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self._decoder(_laid_out(latents, latents.dtype)).float()
 
     def __str__(self) -> str:
         return f"compiled PyTorch in bfloat16 on {self._place()}"

@@ -10,7 +10,7 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 
 from agent import Agent
 from command_line import BadInput
-from companion_state import Beside, RealMoment
+from companion_state import Beside, Pose, RealMoment
 from companions import Companions
 from engine import GameEngine
 from messages import Message, Picture, RealPicture
@@ -104,6 +104,8 @@ class Besides:
         companions = self.companions
         if companions.game is None:
             raise BadInput(companions.no_game)
+        if self.engine.world_model.memory is not None and companions.game.env is not None:
+            raise BadInput("the model remembers a map of Doom; a gymnasium game does not tell where in it one stands")
         keys = None if replay is None else RecordedKeys(replay)
         self._closing = [future for future in self._closing if not future.done()]
         others = sum(each.beside.what == "game" for each in self._players if each is not player)
@@ -134,10 +136,13 @@ class Besides:
 
     def _open_episode(self, player: Player, replay: Replay) -> None:
         episode = ReplayedEpisode(replay, self.engine.config.context_length)
+        if self.engine.world_model.memory is not None and None in episode.poses:
+            episode.close()
+            raise BadInput(f"{replay.name}: does not tell where it was seen from; record with --record_depth")
         self._close(player)
         self._take(player, "episode", episode)
         player.beside.agent = None  # the recording has the keys
-        self._begin(player, episode.first_frames, episode.first_actions)
+        self._begin(player, zip(episode.first_frames, episode.poses, strict=False), episode.first_actions)
 
     def _take(self, player: Player, what: str, source: RealGame | ReplayedEpisode) -> None:
         player.beside.what, player.beside.source = what, source
@@ -170,8 +175,8 @@ class Besides:
         beside = player.beside
         beginning = beside.source.beginning() if isinstance(beside.source, RealGame) else None
         if beginning is not None:
-            beside.observation = beginning.observation
-            self._begin(player, beginning.frames, beginning.actions)
+            beside.observation = beginning.moments[-1].observation
+            self._begin(player, ((seen.frame, seen.pose) for seen in beginning.moments), beginning.actions)
         if not self.deliver(player):  # else the game would be a frame ahead of the dream
             return False
         if beside.is_resyncing and not self._resync(player):
@@ -179,11 +184,11 @@ class Besides:
         self._consider(player)
         return not isinstance(beside.agent, Agent) or beside.agent.is_decided(PATIENCE_S)
 
-    def _begin(self, player: Player, frames: list[np.ndarray], actions: list[int]) -> None:
-        """frames: k real ones, uint8 (H, W, 3).  actions: the k - 1 between them."""
+    def _begin(self, player: Player, seen: Iterable[tuple[np.ndarray, Pose]], actions: list[int]) -> None:
+        """seen: k real frames, uint8 (H, W, 3), each with its pose.  actions: the k - 1 between them."""
         player.beside.recent.clear()
-        for frame, action in zip(frames, [self.engine.config.no_op, *actions], strict=True):
-            self._note(player, frame, action)
+        for (frame, pose), action in zip(seen, [self.engine.config.no_op, *actions], strict=True):
+            self._note(player, frame, action, pose)
         player.beside.is_resyncing = True
 
     def real_frame(self, player: Player) -> tuple[GameSpec, np.ndarray] | None:
@@ -193,10 +198,10 @@ class Besides:
             return None
         return source.spec, player.beside.screen
 
-    def _note(self, player: Player, frame: np.ndarray, action: int) -> None:
+    def _note(self, player: Player, frame: np.ndarray, action: int, pose: Pose) -> None:
         player.beside.screen = frame
         small = self.engine.autoencoder.resize_frames(frame[None])[0].cpu().numpy()
-        player.beside.recent.append(RealMoment(small, action))
+        player.beside.recent.append(RealMoment(small, action, pose))
 
     def _resync(self, player: Player) -> bool:
         """Encodes some of the last real frames; once all are, they become the dream's context. Returns whether so."""
@@ -212,7 +217,9 @@ class Besides:
             return False
         latents = torch.stack([moment.latent for moment in moments])[None]  # (1, k, C, h, w)
         actions = torch.tensor([[moment.action for moment in moments[1:]]], dtype=torch.int64)  # (1, k - 1)
-        engine.reset(latents, actions, [int(player.state["seeds"][0])])
+        poses = [moment.pose for moment in moments]
+        poses = None if None in poses else torch.tensor([poses])  # (1, k, 4)
+        engine.reset(latents, actions, [int(player.state["seeds"][0])], poses)
         self._jump(player, engine.state())
         beside.is_resyncing, beside.is_in_step, beside.still = False, True, moments[-1].frame
         beside.dream = engine.decode_latents(latents[0, -1:].to(engine.device))[0]
@@ -283,7 +290,8 @@ class Besides:
         beside.dream = frame
         beside.waiting = (picture, frame)
         if isinstance(beside.source, ReplayedEpisode) and beside.source.action is not None:
-            self._note(player, beside.source.next_frame(), beside.action)
+            frame, pose = beside.source.next_frame()
+            self._note(player, frame, beside.action, pose)
         elif beside.source is None:
             self._consider(player)
 
@@ -295,7 +303,7 @@ class Besides:
             seen = beside.source.answer()
             if seen is None:
                 return False
-            self._note(player, seen.frame, beside.action)
+            self._note(player, seen.frame, beside.action, seen.pose)
             if REAL in player.recorders and not player.recorders[REAL].add(seen.frame, beside.action):
                 self._end_recording(player)
             beside.observation = seen.observation

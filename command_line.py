@@ -42,6 +42,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
+def add_latent_flags(arguments: argparse.ArgumentParser) -> None:
+    """For trainers on latents: their autoencoder and the stride; see latent_data.py."""
+    add = arguments.add_argument
+    add("--vae_folder_or_id", help="autoencoder folder or Hub id; default: the one kept beside the latents")
+    add("--preset", help="sd14, small, smoke or a .json file; default: what the autoencoder folder says")
+    add("--frame_stride", type=positive, help="tics between two frames; default: the preset's")
+
+
 def add_event_flag(arguments: argparse.ArgumentParser) -> None:
     """--event_share of the trainers that learn from windows."""
     arguments.add_argument(

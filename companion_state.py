@@ -15,13 +15,17 @@ from messages import Picture
 from real_process import RealGame
 from replays import RecordedKeys, ReplayedEpisode
 
+Pose = tuple[float, ...] | None  # (x, y, z, angle) as in scenes.py; None where a game does not tell
+
 
 @dataclass
 class RealMoment:
-    """A real frame at the model's size, uint8 (H, W, 3), the action that led to it, its latent once it is needed."""
+    """A real frame at the model's size, uint8 (H, W, 3), the action that led to it, where it was seen from, and its
+    latent once it is needed."""
 
     frame: np.ndarray
     action: int
+    pose: Pose
     latent: Tensor | None = None
 
 

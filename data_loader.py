@@ -15,6 +15,7 @@ parquet as episodes.py says; a .pt without metadata pairs parameters[t] with act
 or with actions[t+1], its last row dropped ("after"). Used by the trainers, the rollout and the measures.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -33,6 +34,7 @@ from command_line import BadInput
 from episodes import (
     BLACK_NAME,
     ENCODE_HINT,
+    POSE_COLUMNS,
     Episode,
     held_strides,
     inspect_episode,
@@ -92,12 +94,19 @@ class FrameFile:
             "tics_per_row": info.tics_per_row,
             "tics_per_second": info.tics_per_second,
             "encoder_sha256": None,
-            "camera": None,
+            "camera": info.metadata.get("camera"),
         }
+        self.depth = None  # in a file of its own encoding, which nobody asks for here
 
     def rows(self, first: int, end: int, step: int) -> Tensor:
         """uint8 (n, H, W, 3) of rows first, first + step, ... below end."""
         return torch.from_numpy(self.episode.read_frames(np.arange(first, end, step)))
+
+    @functools.cached_property
+    def poses(self) -> Tensor:
+        """float32 (T, 4), see scenes.py; of an episode with a camera."""
+        columns = self.episode.columns(POSE_COLUMNS)
+        return torch.from_numpy(np.stack([columns[name] for name in POSE_COLUMNS], axis=1).astype(np.float32))
 
     @property
     def events(self) -> np.ndarray | None:
@@ -121,7 +130,7 @@ class WindowDataset(Dataset):
 
         moments  float16 (L+1, M, h, w)  or  frames  uint8 (L+1, H, W, 3)    context oldest first, the target last
         actions  int64 (L,)
-        depth, poses  with_scene: uint8 (2h, 2w) of the target and float32 (L+1, 4), see scenes.py
+        poses, depth  with_scene: float32 (L+1, 4), and of latents uint8 (2h, 2w) of the target, see scenes.py
         start_row, episode  the row of the oldest context frame (below its game's first row where black stands left)
                             and the position of its file in `paths`
 
@@ -239,6 +248,14 @@ class WindowDataset(Dataset):
         frames[rows >= 0] = real
         return frames
 
+    def need_poses(self) -> None:
+        """Raises BadInput where a file does not tell them, which a memory of a map asks for."""
+        if self.camera is None:
+            raise BadInput(
+                f"{self.without_scene} has no depth, or another camera than the others; a memory of the map wants "
+                "play recorded with --record_depth"
+            )
+
     def _locate(self, index: int) -> tuple[int, int, int]:
         """(file, target row, black frames on the left) of a window."""
         if not 0 <= index < len(self):
@@ -281,7 +298,8 @@ class WindowDataset(Dataset):
         if self._with_scene:
             poses = file.poses[first : last + 1 : self.row_step]
             sample["poses"] = torch.cat([poses[:1].expand(missing, -1), poses])  # (L + length, 4), black as the first
-            sample["depth"] = file.depth[last].clone()  # (2h, 2w)
+            if file.depth is not None:
+                sample["depth"] = file.depth[last].clone()  # (2h, 2w)
         return sample
 
     def _file(self, episode: int) -> Any:

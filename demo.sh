@@ -126,7 +126,7 @@ record() { # what it does, how many, further flags; small pictures of every seco
     shift 2
     show_and_run "$python" "$here/ViZDoomPPO/load_model_generate_dataset.py" --policy "$policy" --episodes "$episodes" \
         --output parquet --output_dir "$out/episodes" --screen_resolution RES_160X120 --record_stride 2 \
-        --episode_tics 2100 "$@"
+        --record_depth --episode_tics 2100 "$@"
 }
 
 go_on_from_shipped() {
@@ -184,7 +184,7 @@ start_from_scratch() {
 
     stage 2 "an agent learns deathmatch on our own map; all its play is recorded" "$play_minutes minutes"
     show_and_run "$python" "$here/ViZDoomPPO/train_ppo_and_collect_data_parallel.py" --out_base_dir "$out/episodes" --resume \
-        --screen_resolution RES_160X120 --n_train_envs 2 --n_eval_envs 1 --n_steps 256 --n_epochs 2 --episode_tics 1050 \
+        --screen_resolution RES_160X120 --record_depth --n_train_envs 2 --n_eval_envs 1 --n_steps 256 --n_epochs 2 --episode_tics 1050 \
         --eval_episodes 2 --max_train_minutes "$play_minutes" --device "$device"
 
     stage 3 "a small autoencoder learns to compress its frames" "$autoencoder minutes"

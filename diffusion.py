@@ -135,6 +135,7 @@ def with_own_frames(
     noise: Tensor,
     *,
     num_inference_steps: int,
+    poses: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A window whose last context frames the model has drawn itself, one after the other, from the recorded actions.
 
@@ -142,15 +143,20 @@ def with_own_frames(
     et al. 2011; scheduled sampling, Bengio et al. 2015).
 
     latents: (B, n + 1, C, h, w) scaled, n at least L + k.  actions: (B, n).  noise: (B, k, C, h, w), what each of the
-    k own frames starts from. Returns latents (B, L + 1, C, h, w), the target untouched, and actions (B, L).
+    k own frames starts from.  poses: (B, n + 1, 4) for a model with a memory, which goes where the game went. Returns
+    latents (B, L + 1, C, h, w), the target untouched, and actions (B, L).
     """
     length, count = world_model.context_length, noise.shape[1]
     latents = latents[:, -(length + count + 1) :].clone()
     actions = actions[:, -(length + count) :]
+    poses = None if poses is None else poses[:, -(length + count + 1) :]
     clean = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+    remembered = None  # of the last view, as the one before looked ahead to it
     for number in range(count):
         played = actions[:, number : number + length]
-        moved = world_model.moved(latents[:, number : number + length], played)
+        ahead = world_model.ahead(None if poses is None else poses[:, number : number + length + 1], remembered)
+        remembered = ahead.following if ahead else None
+        moved = world_model.moved(latents[:, number : number + length], played, *ahead)
         drawn = sample_next(
             world_model,
             scheduler,

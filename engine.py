@@ -63,6 +63,7 @@ class GameEngine:
         black = self.autoencoder.black_moments().half().float()  # rounded as in latent files
         self.black_latent = self.autoencoder.sample_latents(black)[0]  # (C, h, w)
         self.latents = torch.empty(0)  # (B, L, C, h, w) scaled, oldest first
+        self.poses: Tensor | None = None  # (B, L, 4) where these frames were seen from; of a model with a memory
         self.actions = torch.empty(
             0, dtype=torch.int64
         )  # (B, L - 1): the last frame's action is the one `step` is given
@@ -111,21 +112,25 @@ class GameEngine:
         """Scaled latents (T, C, h, w) -> uint8 frames (T, H, W, 3)."""
         return self.autoencoder.pixels_to_frames(self.backend.decode_latents(latents)).cpu().numpy()
 
-    def reset(self, latents: Tensor, actions: Tensor, seeds: Sequence[int] = (0,)) -> None:
+    def reset(self, latents: Tensor, actions: Tensor, seeds: Sequence[int] = (0,), poses: Tensor | None = None) -> None:
         """Starts B = len(seeds) games after k seen frames.
 
-        latents: (B, k, C, h, w) scaled, oldest first.  actions: (B, k - 1) int64, those between them.
+        latents: (B, k, C, h, w) scaled, oldest first.  actions: (B, k - 1) int64, those between them.  poses: (B, k, 4)
+        of these frames, see scenes.py, for a model with a memory of the map.
         The last L frames count; fewer are padded on the left with black frames and the no-op.
+        Raises BadInput where a memory is not told the poses.
         """
         games, seen = latents.shape[:2]
         if (
             actions.shape != (games, seen - 1)
             or len(seeds) != games
+            or (poses is not None and tuple(poses.shape) != (games, seen, 4))
             or tuple(latents.shape[2:]) != self.config.latent_shape
         ):
             raise ValueError(
-                f"expected latents (B, k, *{self.config.latent_shape}), actions (B, k - 1) and B seeds, "
-                f"got {tuple(latents.shape)}, {tuple(actions.shape)} and {len(seeds)}"
+                f"expected latents (B, k, *{self.config.latent_shape}), actions (B, k - 1), B seeds and, if any, poses "
+                f"(B, k, 4), got {tuple(latents.shape)}, {tuple(actions.shape)}, {len(seeds)} and "
+                f"{None if poses is None else tuple(poses.shape)}"
             )
         length = self.config.context_length
         pad = max(0, length - seen)
@@ -134,6 +139,15 @@ class GameEngine:
         self.latents = torch.cat([black, latents.to(self.device, torch.float32)], dim=1)[:, -length:]
         past = torch.cat([no_op, actions.to(self.device)], dim=1)  # (B, pad + k - 1)
         self.actions = past[:, past.shape[1] - (length - 1) :]
+        self.poses = None
+        if self.world_model.memory is not None:
+            if poses is None:
+                raise BadInput(
+                    "the model remembers a map, and nothing tells where in it this game begins; begin from its own "
+                    "start contexts, or from play recorded with --record_depth"
+                )
+            poses = poses.to(self.device, torch.float32)[:, -length:]
+            self.poses = torch.cat([poses[:, :1].expand(-1, length - poses.shape[1], -1), poses], dim=1)
         self.seeds = torch.as_tensor(list(seeds), dtype=torch.int64)
         self.frame_numbers = torch.zeros(games, dtype=torch.int64)
 
@@ -144,8 +158,7 @@ class GameEngine:
         count = 0 if self.start_contexts is None else len(self.start_contexts.latents)
         if not 0 <= number < count:
             raise BadInput(f"start context {number}: the checkpoint has {count}; reset from recorded frames instead")
-        starts = self.start_contexts
-        self.reset(starts.latents[number : number + 1], starts.actions[number : number + 1], [seed])
+        self._start([number], [seed])
 
     def begin(self, numbers: Sequence[int], seeds: Sequence[int]) -> None:
         """Starts B games from the checkpoint's start contexts of these numbers, from black where it has none.
@@ -154,12 +167,16 @@ class GameEngine:
         for number in numbers:
             if not 0 <= number < self.number_of_starts:
                 raise BadInput(f"start context {number}: the checkpoint has 0 to {self.number_of_starts - 1}")
-        starts = self.start_contexts
-        if starts is None:
+        if self.start_contexts is None:
             black = self.black_latent.expand(len(numbers), 1, *self.black_latent.shape)
             self.reset(black, torch.zeros(len(numbers), 0, dtype=torch.int64), seeds)
         else:
-            self.reset(starts.latents[list(numbers)], starts.actions[list(numbers)], seeds)
+            self._start(list(numbers), seeds)
+
+    def _start(self, numbers: list[int], seeds: Sequence[int]) -> None:
+        starts = self.start_contexts
+        poses = None if starts.poses is None else starts.poses[numbers]
+        self.reset(starts.latents[numbers], starts.actions[numbers], seeds, poses)
 
     def _noise(self, stream: int, shape: torch.Size) -> Tensor:
         """Gaussian (B, *shape) that depends on (seed, frame number, stream) of each game alone."""
@@ -176,7 +193,11 @@ class GameEngine:
             raise ValueError(f"action {chosen.tolist()} outside the table 0..{self.config.num_actions - 1}")
         chosen = chosen.to(self.device)
         actions = torch.cat([self.actions, chosen[:, None]], dim=1)  # (B, L), one per context frame
-        moved = self.backend.moved(self.latents, actions)
+        poses = self.poses
+        if poses is not None:
+            next_pose = self.world_model.memory.next_pose(poses, actions)
+            poses = torch.cat([poses[:, 1:], next_pose[:, None]], dim=1)
+        moved = self.backend.moved(self.latents, actions, poses)
         context = moved.context
         level = noise_level(self.discretized_noise_level, self.config.max_noise_level, self.config.num_noise_buckets)
         if level > 0:
@@ -193,7 +214,7 @@ class GameEngine:
             change_std=moved.std,
         )
         following = moved.settle(drawn)
-        self.latents = torch.cat([self.latents[:, 1:], following[:, None]], dim=1)
+        self.latents, self.poses = torch.cat([self.latents[:, 1:], following[:, None]], dim=1), poses
         self.actions = actions[:, 1:]
         self.frame_numbers = self.frame_numbers + 1
         return following
@@ -208,11 +229,14 @@ class GameEngine:
         """All that the future depends on, on the CPU; `restore` of it replays exactly."""
         state = {"latents": self.latents, "actions": self.actions, "seeds": self.seeds}
         state["frame_numbers"] = self.frame_numbers
+        if self.poses is not None:
+            state["poses"] = self.poses
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continues from a `state()` of an engine of the same checkpoint."""
         self.latents = state["latents"].to(self.device)
         self.actions = state["actions"].to(self.device)
+        self.poses = state["poses"].to(self.device) if "poses" in state else None
         self.seeds = state["seeds"].clone()
         self.frame_numbers = state["frame_numbers"].clone()

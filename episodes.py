@@ -30,6 +30,7 @@ GAME_COLUMN = "episode_id"  # in published files that hold many games
 COLUMNS_OF_THE_ACTION = ("actions", "reward")  # every other column belongs to the frame
 VALIDATION_EVERY = 20
 READ_ROWS = 64  # rows decoded from parquet at a time, the recorder's row group
+POSE_COLUMNS = ("position_x", "position_y", "camera_z", "position_angle")  # see scenes.py
 BLACK_NAME = "latent_black.pt"  # at the root of a tree of encoded episodes, see latents.py
 RECORD_HINT = "record some with ViZDoomPPO/load_model_generate_dataset.py --output parquet"
 ENCODE_HINT = "encode episodes with encode_images.py"

@@ -183,6 +183,8 @@ def measures(
     from obedience import measure_obedience, number_of_contexts
     from validation import check_dataset, training_mean
 
+    memory = loaded.world_model.memory
+
     def opened(paths: list[Path]) -> "WindowDataset":
         return WindowDataset(
             paths,
@@ -190,10 +192,11 @@ def measures(
             frame_stride=loaded.config.frame_stride,
             kind="frames",
             black_moments=loaded.autoencoder.black_moments(),
+            with_scene=memory is not None,
         )
 
     held_out = opened(held_out_paths)
-    check_dataset(held_out, loaded.config, args.episodes, args.model_folder)
+    check_dataset(held_out, loaded.config, args.episodes, args.model_folder, memory)
     constant = training_mean(opened(train_paths) if train_paths else held_out, loaded.autoencoder)
 
     drawing = build_backend(args.backend, loaded)

@@ -26,14 +26,15 @@ from artifacts import read_json, remove_leftovers, replacing_folder, sha256_of_t
 from command_line import BadInput
 from model import Autoencoder, WorldModel
 from motion import MOVER_VERSION, NEWS, SURE_STD
+from scene_memory import Ahead
 
-EXPORT_VERSION = 6  # raise it whenever an export of the same weights comes out differently
+EXPORT_VERSION = 7  # raise it whenever an export of the same weights comes out differently
 OPSET = 17
 KEPT_FOLDERS = 8  # the least recently used ones beyond these go
 NETWORK, DECODER, MOVER, MANIFEST = "network.onnx", "decoder.onnx", "mover.onnx", "manifest.json"
 NETWORK_INPUTS = ("noised", "timesteps", "context", "actions", "noise_buckets")
 DECODER_INPUTS = ("latents",)
-MOVER_INPUTS = ("context", "actions")
+MOVER_INPUTS = ("context", "actions", "pixels")
 
 
 class _Decoder(nn.Module):
@@ -133,7 +134,9 @@ def _export(
     _export_module(world_model, network_inputs, names, folder / NETWORK)
     _export_module(_Decoder(autoencoder).eval(), (torch.zeros(1, *latent_shape),), DECODER_INPUTS, folder / DECODER)
     if world_model.mover is not None:
-        _export_module(world_model.mover, (network_inputs[2], network_inputs[3]), MOVER_INPUTS, folder / MOVER)
+        pixels, ahead = autoencoder.decode_latents(network_inputs[0]), world_model.ahead(torch.zeros(1, 2, 4))
+        names = (*MOVER_INPUTS, *Ahead._fields[: len(ahead)])
+        _export_module(world_model.mover, (*network_inputs[2:4], pixels, *ahead), names, folder / MOVER)
 
 
 def _export_module(module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], path: Path) -> None:

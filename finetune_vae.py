@@ -14,7 +14,6 @@ autoencoder whole. The same command again resumes exactly where the last checkpo
 
 import argparse
 import contextlib
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -177,22 +176,12 @@ def main(args: argparse.Namespace) -> None:
         f"{sum(p.numel() for p in run.parameters) / 1e6:.2f}M parameters to train, {len(dataset)} frames, "
         f"global batch {global_batch}"
     )
-
-    run.begin()
     batches = run.batches(dataset, batch_size)
-    while True:
-        is_over = run.is_over()
-        with run.housekeeping():
-            if is_over or run.is_due(args.validation_steps):
-                validation(is_last=is_over)  # before the checkpoint, whose numbers are then all there
-            if is_over or run.is_due(args.checkpointing_steps):
-                run.save(validation.save_model)
-        if is_over:
-            break
+
+    def train_step() -> None:
+        """One optimizer step."""
         for micro in range(args.gradient_accumulation_steps):
-            waited = time.monotonic()
-            frames = next(batches).to(accelerator.device, non_blocking=True)  # (B, H0, W0, 3) uint8
-            run.data_seconds += time.monotonic() - waited
+            frames = run.arrived(batches)  # (B, H0, W0, 3) uint8
             pixels = autoencoder.frames_to_pixels(frames)  # (B, 3, H', W')
             noise = None
             if autoencoder.posterior == "gaussian":
@@ -212,7 +201,8 @@ def main(args: argparse.Namespace) -> None:
                     loss = loss + args.texture_weight * texture_loss(shown, pixels)
                 run.update(loss)
         run.finish_step(items=global_batch)
-    run.close()
+
+    run.train(train_step, validation)
     run.write(
         f"wrote {validation.folder} after {run.step} steps; encode with it: python encode_images.py "
         f"--dataset_basepath {args.dataset_basepath} --save_dir_path latents --model_folder_or_id {validation.folder}"

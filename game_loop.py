@@ -173,7 +173,8 @@ class GameLoop(threading.Thread):
         frame = engine.step(action)
         player.state = engine.state()
         latent = player.state["latents"][0, -1].clone()  # a view would keep the whole window
-        player.history.append(Moment(engine.frame_number, latent, action, settings, frame_digest(frame)))
+        pose = player.state["poses"][0, -1].clone() if "poses" in player.state else None
+        player.history.append(Moment(engine.frame_number, latent, action, settings, frame_digest(frame), pose))
         image = encode_jpeg(frame, JPEG_QUALITY)
         engine_s = time.perf_counter() - began_s
         player.frame_s = engine_s if player.frame_s == 0 else 0.8 * player.frame_s + 0.2 * engine_s
@@ -232,11 +233,13 @@ class GameLoop(threading.Thread):
     def saved(self, player: Player, name: str) -> Callable[[], bytes]:
         """What makes the save file of this moment, in whatever thread has the time for it."""
         log = [Logged(each.frame, each.action, *vars(each.settings).values(), each.digest) for each in player.history]
-        first = [each.latent for each in islice(player.history, self.engine.config.context_length)]
+        first = list(islice(player.history, self.engine.config.context_length))
+        latents, poses = [each.latent for each in first], [each.pose for each in first if each.pose is not None]
         state, facts = player.state, {"name": name, "settings": vars(player.settings)}
 
         def make() -> bytes:
-            return pack(state, first, log, {**facts, "checkpoint": self.checkpoint, "drawn_by": self.drawn_by})
+            about = {**facts, "checkpoint": self.checkpoint, "drawn_by": self.drawn_by}
+            return pack(state, latents, log, about, poses)
 
         return make
 
@@ -290,10 +293,11 @@ class GameLoop(threading.Thread):
         """Puts a player into a state of the engine that has no past but its own window."""
         latents, actions = state["latents"][0], [self.engine.config.no_op, *state["actions"][0].tolist()]
         number = int(state["frame_numbers"]) - len(actions) + 1
+        poses = state["poses"][0] if "poses" in state else [None] * len(actions)
         player.history = deque(
             (
-                Moment(number + place, latent.clone(), action, player.settings)
-                for place, (latent, action) in enumerate(zip(latents, actions, strict=True))
+                Moment(number + place, latent.clone(), action, player.settings, pose=pose)
+                for place, (latent, action, pose) in enumerate(zip(latents, actions, poses, strict=True))
             ),
             maxlen=self.history_frames,
         )
@@ -314,6 +318,8 @@ class GameLoop(threading.Thread):
             "actions": torch.tensor([[moment.action for moment in window[1:]]], dtype=torch.int64),
             "frame_numbers": torch.tensor([frame]),
         }
+        if "poses" in state:
+            state["poses"] = torch.stack([moment.pose for moment in window])[None]
         self._land(player, state, keeps_keys=True)  # the key that plays on may have come with the wish
 
     def _land(self, player: Player, state: dict, *, keeps_keys: bool = False) -> None:

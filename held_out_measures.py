@@ -13,7 +13,7 @@ from data_loader import WindowDataset, evenly
 from engine import GameEngine
 from frechet import play_distances, play_features
 from metrics import gap_closed, horizontal_gradient, measure_rows, psnr
-from validation import picture_rows, read_stretches, roll_out
+from validation import picture_rows, read_stretches, roll_out, take_up
 
 BATCH = 16
 CHUNK = 32  # frames of a rollout that are in memory at a time
@@ -148,9 +148,9 @@ def rollouts(
     indices, recorded = places(dataset, mine or others, length, wanted)
     items = [dataset.stretch(index, recorded) for index in indices]
     context = engine.config.context_length
-    seen = read_stretches(dataset, engine.autoencoder, indices, 1).latents[:, :context]
+    seen = read_stretches(dataset, engine.autoencoder, indices, 1)
     played = torch.stack([item["actions"] for item in items])  # (G, L + recorded - 1)
-    engine.reset(seen, played[:, : context - 1], [seed + number for number in range(len(indices))])
+    take_up(engine, seen, [seed + number for number in range(len(indices))])
     resize = engine.autoencoder.resize_frames
     last = np.concatenate([resize(item["frames"][context - 1 : context]).cpu().numpy() for item in items])
     shown_last = engine.autoencoder.reconstruct(last)

@@ -104,8 +104,9 @@ def main(args: argparse.Namespace) -> None:
         frame_stride=engine.config.frame_stride,
         kind="frames",
         black_moments=engine.autoencoder.black_moments(),
+        with_scene=engine.world_model.memory is not None,
     )
-    check_dataset(dataset, engine.config, args.dataset_basepath, args.model_folder)
+    check_dataset(dataset, engine.config, args.dataset_basepath, args.model_folder, engine.world_model.memory)
     rate = engine.config.frames_per_second
     places: list[tuple[float, int, int]] = []  # seconds, frames, window
     for number, seconds in enumerate(lengths):

@@ -38,6 +38,7 @@ from model_folders import (
 )
 from motion import MOTION_VERSION, MotionModel, Moved, Mover
 from presets import Preset, possible_steps
+from scene_memory import SCENE_MEMORY_VERSION, SceneMemory
 
 PAD_PIXEL = -1.0  # black
 AUTOENCODER_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -287,15 +288,31 @@ class WorldModel(nn.Module):
         nn.init.normal_(self.action_embedding_model.weight, std=0.5)
         self.mover: Mover | None = None  # frozen; see `move_with`
 
-    def move_with(self, motion: MotionModel, autoencoder: Autoencoder) -> None:
+    def move_with(self, motion: MotionModel, autoencoder: Autoencoder, memory: SceneMemory | None = None) -> None:
         """From now on this is a model of contexts whose last frame was moved ahead: all that draw call `moved`, and
-        `settle` what they drew."""
-        self.mover = Mover(motion, autoencoder).requires_grad_(False).eval()
+        `settle` what they drew.  memory: of the map, for a motion model that has one."""
+        self.mover = Mover(motion, autoencoder, memory).requires_grad_(False).eval()
 
-    def moved(self, context: Tensor, actions: Tensor) -> Moved:
+    @property
+    def memory(self) -> SceneMemory | None:
+        """The map as it is remembered, where there is one: games then have poses."""
+        return None if self.mover is None else self.mover.memory
+
+    def ahead(self, poses: Tensor | None, last: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What `moved` takes from a memory, where there is one.  poses: (B, >= 2, 4), the last ones those of the last
+        context frame and of the one to be drawn.  last: what is remembered of the first of these, where at hand."""
+        return () if self.memory is None else self.memory.look_ahead(poses[:, -2], poses[:, -1], last)
+
+    def moved(self, context: Tensor, actions: Tensor, *ahead: Tensor, pixels: Tensor | None = None) -> Moved:
         """Clean context (B, L, C, h, w) as `forward` is to see it: where there is a motion model, its last frame moved
-        ahead, and how far off that may be.  actions: (B, L) int64. Once a frame, before any noise."""
-        return Moved(context, None, None) if self.mover is None else self.mover(context, actions)
+        ahead, and how far off that may be.  actions: (B, L) int64.  ahead: as the method gives it.  pixels: (B, 3, H',
+        W'), the last frame's picture, where it is at hand. Once a frame, before any noise."""
+        if self.mover is None:
+            return Moved(context, None, None)
+        if pixels is None:
+            with torch.no_grad():
+                pixels = self.mover.autoencoder.decode_latents(context[:, -1])
+        return self.mover(context, actions, pixels, *ahead)
 
     def forward(
         self,
@@ -381,10 +398,13 @@ def make_scheduler() -> DDIMScheduler:
 
 @dataclass
 class StartContexts:
-    """Beginnings to play from without a data set. latents: (K, L, C, h, w) scaled.  actions: (K, L - 1) int64."""
+    """Beginnings to play from without a data set. latents: (K, L, C, h, w) scaled.  actions: (K, L - 1) int64.
+
+    poses: float32 (K, L, 4), see scenes.py, for a model with a memory of the map."""
 
     latents: Tensor
     actions: Tensor
+    poses: Tensor | None = None
 
 
 @dataclass
@@ -405,6 +425,9 @@ class LoadedWorldModel:
             if self.world_model.mover is not None:
                 with smallest_exact_dtype(self.world_model.mover.motion):
                     self.world_model.mover.motion.save_pretrained(temporary / "motion")
+            if self.world_model.memory is not None:
+                with smallest_exact_dtype(self.world_model.memory):
+                    self.world_model.memory.save_pretrained(temporary / "motion/scene_memory")
             (temporary / "vae").mkdir()
             self.autoencoder.save(temporary / "vae")
             self.scheduler.save_pretrained(temporary / "noise_scheduler")
@@ -420,6 +443,8 @@ class LoadedWorldModel:
                     "latents": self.start_contexts.latents.half().cpu(),
                     "actions": self.start_contexts.actions.cpu(),
                 }
+                if self.start_contexts.poses is not None:
+                    starts["poses"] = self.start_contexts.poses.cpu()
                 save_file(
                     {name: tensor.contiguous() for name, tensor in starts.items()},
                     temporary / "start_contexts.safetensors",
@@ -458,7 +483,8 @@ def load_world_model(
             positions = load_file(folder / "action_positions.safetensors")["positions"]
             world_model.action_positions.data.copy_(positions)
         if config.has_motion:
-            world_model.move_with(_read_motion(folder / "motion"), autoencoder)
+            motion, memory = _read_motion(folder / "motion")
+            world_model.move_with(motion, autoencoder, memory)
         with _quiet_diffusers():
             scheduler = DDIMScheduler.from_pretrained(scheduler_folder(folder))
         starts = folder / "start_contexts.safetensors"
@@ -471,8 +497,10 @@ def load_world_model(
     return LoadedWorldModel(world_model.to(device).eval(), autoencoder, scheduler, config, start_contexts)
 
 
-def _read_motion(folder: Path) -> MotionModel:
-    """The motion model in a folder. BadInput where it does not load, or is of another version of this program."""
+def _read_motion(folder: Path) -> tuple[MotionModel, SceneMemory | None]:
+    """The motion model in a folder, and the memory of the map that it goes with, if it has one.
+
+    BadInput where one does not load, or is of another version of this program."""
     config = read_json(folder / "config.json")
     if (version := config.get("version")) != MOTION_VERSION:
         raise BadInput(
@@ -480,16 +508,31 @@ def _read_motion(folder: Path) -> MotionModel:
             "train_motion.py, and the world model with that"
         )
     try:
-        return read_diffusers_folder(MotionModel, folder)
+        motion = read_diffusers_folder(MotionModel, folder)
+    except Exception as error:
+        raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
+    return motion, read_scene_memory(folder / "scene_memory") if motion.config.has_memory else None
+
+
+def read_scene_memory(folder: Path) -> SceneMemory:
+    """The memory of a map in a folder. BadInput where it does not load, or is of another version of this program."""
+    config = read_json(folder / "config.json")
+    if (version := config.get("version")) != SCENE_MEMORY_VERSION:
+        raise BadInput(
+            f"{folder}: a memory of version {version}, this program reads {SCENE_MEMORY_VERSION}; train it again with "
+            "train_scene_memory.py, and what was made with it"
+        )
+    try:
+        return read_diffusers_folder(SceneMemory, folder)
     except Exception as error:
         raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
 
 
-def load_motion(folder: Path, num_actions: int, encoder_sha256: str | None) -> MotionModel:
-    """The motion model in a folder that `find_motion` gave.
+def load_motion(folder: Path, num_actions: int, encoder_sha256: str | None) -> tuple[MotionModel, SceneMemory | None]:
+    """The motion model in a folder that `find_motion` gave, and its memory of the map, if it has one.
 
     BadInput where it does not load, or is of another encoder or number of actions than these, the data's."""
-    motion = _read_motion(folder)
+    motion, memory = _read_motion(folder)
     if motion.config.num_actions != num_actions:
         raise BadInput(
             f"{folder}: knows {motion.config.num_actions} actions, the data {num_actions}; train it on the same data"
@@ -498,7 +541,7 @@ def load_motion(folder: Path, num_actions: int, encoder_sha256: str | None) -> M
     if None not in (theirs, encoder_sha256) and theirs != encoder_sha256:
         whose = f"made for encoder {theirs[:12]}, not {encoder_sha256[:12]}"
         raise BadInput(f"{folder}: {whose}; train it on the same latents")
-    return motion
+    return motion, memory
 
 
 def read_config(folder: Path) -> WorldModelConfig:

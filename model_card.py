@@ -61,6 +61,8 @@ def world_model_card(run_folder: Path, repo_id: str, training: Training) -> tupl
     geometry, latents = config["geometry"], config["latent_shape"]
     rate = config["tics_per_second"] / config["frame_stride"]
     autoencoder = read_json(folder / "vae" / "config.json")["_class_name"]
+    told = ", with --record_depth" if (folder / "motion" / "scene_memory").is_dir() else ""
+    parts = {"motion model": folder / "motion", "memory of its map": folder / "motion" / "scene_memory"}
     bases = _licences(training.base, training.autoencoder if autoencoder == KL else None)
     data = _front_matter(training, bases, pipeline_tag="image-to-video")
     facts = {
@@ -71,7 +73,7 @@ def world_model_card(run_folder: Path, repo_id: str, training: Training) -> tupl
         "latents (channels, height, width)": " x ".join(map(str, latents)),
         "UNet": f"{_parameters(folder / 'unet'):,} parameters",
         "autoencoder": f"{autoencoder}, {_parameters(folder / 'vae'):,} parameters",
-        **({"motion model": f"{_parameters(folder / 'motion'):,} parameters"} if config.get("has_motion") else {}),
+        **{name: f"{_parameters(part):,} parameters" for name, part in parts.items() if part.is_dir()},
         "to play with": f"{config['num_inference_steps']} sampling steps, guidance {config['guidance_scale']:g}",
     }
     card = _card(
@@ -81,7 +83,7 @@ def world_model_card(run_folder: Path, repo_id: str, training: Training) -> tupl
         f"after {PAPER}.",
         *(f"![Left the real game, right the dream, led by the same keys]({name})" for name in pictures),
         "## Play it",
-        "From the folder of the toolkit that trained it; `episodes` are recordings of the same game:",
+        f"From the folder of the toolkit that trained it; `episodes` are recordings of the same game{told}:",
         _shell(
             f"python play.py --model_folder {repo_id}",
             f"python run_autoregressive.py --dataset_basepath episodes --start_from_pixels "

@@ -41,7 +41,7 @@ MOTION_FILES = ("config.json", WEIGHTS[0])
 START_FILES = (
     *UNET_FILES,
     *WORLD_MODEL_FILES,
-    *(f"motion/{name}" for name in MOTION_FILES),
+    *(f"motion/{part}{name}" for part in ("", "scene_memory/") for name in MOTION_FILES),
     "action_positions.safetensors",
     "noise_scheduler/scheduler_config.json",
 )
@@ -172,7 +172,10 @@ def find_unet(folder_or_id: str | Path, preset: Preset) -> Path:
 def find_motion(folder_or_id: str | Path, preset: Preset) -> Path:
     """The motion model that train_motion.py wrote: the folder, its `motion/`, or a Hub id; BadInput when there is none
     or it is made for other latents, another stride or a longer context than the preset's."""
-    files = tuple(f"{part}{name}" for part in ("", "motion/", "world_model/motion/") for name in MOTION_FILES)
+    places = tuple(
+        f"{part}{inner}" for part in ("", "motion/", "world_model/motion/") for inner in ("", "scene_memory/")
+    )
+    files = tuple(f"{place}{name}" for place in places for name in MOTION_FILES)
     folder = resolve_folder(folder_or_id, "world_model", "motion", files=files)
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else {}
@@ -193,6 +196,25 @@ def find_motion(folder_or_id: str | Path, preset: Preset) -> Path:
             f"{preset.context_length}; take a longer one"
         )
     return folder
+
+
+def find_scene_memory(folder_or_id: str | Path, frame_stride: int) -> Path:
+    """The memory of a map that train_scene_memory.py wrote: the folder, its `scene_memory/`, or a Hub id; BadInput when
+    there is none or its frames are other tics apart."""
+    files = tuple(f"{part}{name}" for part in ("", "scene_memory/") for name in MOTION_FILES)
+    folder = resolve_folder(folder_or_id, "scene_memory", files=files)
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    if config.get("_class_name") != "SceneMemory":
+        raise BadInput(f"{folder}: not a memory's folder; give one that train_scene_memory.py wrote")
+    if config.get("frame_stride") != frame_stride:
+        raise BadInput(f"{folder}: of frames {config.get('frame_stride')} tics apart, not {frame_stride}; give another")
+    return folder
+
+
+def remembers(folder: Path | None) -> bool:
+    """Whether the motion model or world model in a folder has a memory of its map."""
+    return folder is not None and any((folder / part / "scene_memory").is_dir() for part in ("", "motion"))
 
 
 def find_world_model(folder_or_id: str | Path) -> Path:

@@ -15,6 +15,9 @@ the rest. Flow-warped prediction: Finn et al. 2016, "Unsupervised Learning for P
 Prediction"; its loss is photometric, over a pyramid (Yu et al. 2016, "Back to Basics"), and that of the errors to
 expect a Gaussian likelihood (Nix & Weigend 1994).
 
+Over a memory of the map (scene_memory.py) the flow of what stands still is known, and so is what comes into view: the
+model then tells which places are not of the world, and how much of what differs from the memory is to be believed.
+
 Turning is learned from pictures alone; walking, whose flow depends on how far everything is, from the true flow of
 recorded scenes (scenes.py), as a few fields over the picture of which the frame as a whole tells the amounts.
 
@@ -31,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pixel_shuffle, silu
 
 MOTION_VERSION = 2
-MOVER_VERSION = 4  # of how a frame is moved, raised where the same weights move it differently
+MOVER_VERSION = 6  # of how a frame is moved, raised where the same weights move it differently
 SEEN_FRAMES = 4
 PYRAMID = (1, 2, 4, 8, 16)  # pixels averaged before comparing: a far shift is only felt in a coarse picture
 SMOOTHNESS = 0.2
@@ -44,12 +47,14 @@ SIDES = 6
 EVERY = 2  # of a sketch's pixels and rows so many are compared: half the time of a training step was comparing
 MATCH_UNITS = 5.0  # by which differences of matches are brought to the size of latents
 NEWS = 1.0  # root mean square of latents, by which what is drawn must differ from a kept cell to be taken
+MEMORY_CHANNELS = 5  # of what a memory of the map tells each cell, see `told_of`
 GROUPS = 8
 REGIONS = (2, 4)  # rows and columns of them, of whose matches the whole is told
 FIELDS = 8  # flows over the picture, of which the frame as a whole says how much of each
 CAMERA_NUMBERS = 4  # ahead, right, up and a left turn, see scenes.py
 SINC_LOBES = 4  # on either side, of the kernel by which a picture is doubled before it is moved
 STILL_PIXELS = 0.5  # a cell of which nothing moves further keeps its code as it is
+STILL_CHANGE = 0.01  # and over a memory one that changes by less, mean absolute of [-1, 1]
 
 
 class _Residual(nn.Module):
@@ -86,11 +91,15 @@ class MotionModel(ModelMixin, ConfigMixin):
         width: int = 64,
         embedding_dim: int = 32,
         flow_per_cell: int = 2,
+        has_memory: bool = False,
         frame_stride: int | None = None,
         encoder_sha256: str | None = None,
         version: int = MOTION_VERSION,
     ) -> None:
-        """frame_stride, encoder_sha256: of the data it learns from, so that it is not taken for other data.
+        """has_memory: what stands still is moved as a memory of the map says (scene_memory.py); what is left to foresee
+        is which places do not move with the world, and where those go.
+
+        frame_stride, encoder_sha256: of the data it learns from, so that it is not taken for other data.
 
         version: of this architecture, so that weights of an earlier one are not tried."""
         super().__init__()
@@ -100,13 +109,17 @@ class MotionModel(ModelMixin, ConfigMixin):
         self.draw_sketch = nn.Sequential(
             nn.Conv2d(latent_channels, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, SKETCH**2, 3, padding=1)
         )
-        self.conv_in = nn.Conv2d(seen_frames * latent_channels + matches + 2, width, 3, padding=1)
+        of_memory = MEMORY_CHANNELS if has_memory else 0
+        self.conv_in = nn.Conv2d(seen_frames * latent_channels + matches + 2 + of_memory, width, 3, padding=1)
         self.norm_in, self.norm_out = nn.GroupNorm(GROUPS, width), nn.GroupNorm(GROUPS, width)
         self.look_around = nn.Conv2d(width, 2 * width, 1)  # what each place tells the whole, and how loudly
         self.encode_keys = nn.Sequential(
             nn.Linear(seen_frames * embedding_dim, known), nn.SiLU(), nn.Linear(known, known), nn.SiLU()
         )
-        self.flow_of_keys = nn.Linear(known, 2 * latent_height * latent_width)
+        if not has_memory:
+            self.flow_of_keys = nn.Linear(known, 2 * latent_height * latent_width)
+            self.flow_of_known = nn.Linear(known, 2 * latent_height * latent_width)
+            self.tell_camera = nn.Linear(known, CAMERA_NUMBERS * seen_frames)
         self.region = (max(1, latent_height // REGIONS[0]), max(1, latent_width // REGIONS[1]))
         regions = (latent_height // self.region[0]) * (latent_width // self.region[1]) * matches
         # Normalized each by itself: a large input would drown the others, and silence the activations for good.
@@ -114,13 +127,13 @@ class MotionModel(ModelMixin, ConfigMixin):
         self.know = nn.Sequential(
             nn.Linear(known + width + regions, known), nn.SiLU(), nn.Linear(known, known), nn.SiLU()
         )
-        self.flow_of_known = nn.Linear(known, 2 * latent_height * latent_width)
         self.amounts = nn.Linear(known, FIELDS)
-        self.tell_camera = nn.Linear(known, CAMERA_NUMBERS * seen_frames)
         self.body = nn.ModuleList(_Residual(width, dilation, known) for dilation in (1, 2, 4, 1))
-        self.conv_out = nn.Conv2d(width, (1 + 2 * FIELDS) * flow_per_cell**2, 3, padding=1)
+        maps = (2 if has_memory else 1) + 2 * FIELDS
+        self.conv_out = nn.Conv2d(width, maps * flow_per_cell**2, 3, padding=1)
         self.conv_std = nn.Conv2d(width, 1, 3, padding=1)
-        for last in (self.flow_of_keys, self.flow_of_known, self.conv_out, self.conv_std):  # nothing moves at first
+        of_flow = () if has_memory else (self.flow_of_keys, self.flow_of_known)
+        for last in (*of_flow, self.conv_out, self.conv_std):  # nothing moves at first
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
@@ -128,36 +141,49 @@ class MotionModel(ModelMixin, ConfigMixin):
         """Latents (B, T, C, h, w) -> small grey pictures (B, T, SKETCH*h, SKETCH*w), about [-1, 1]."""
         return pixel_shuffle(self.draw_sketch(latents.flatten(0, 1)), SKETCH).unflatten(0, latents.shape[:2])[:, :, 0]
 
-    def forward(self, latents: Tensor, actions: Tensor, with_camera: bool = False) -> tuple[Tensor, ...]:
+    def forward(
+        self, latents: Tensor, actions: Tensor, with_camera: bool = False, remembered: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """latents: (B, >= seen_frames, C, h, w), oldest first.  actions: (B, as many) int64.
 
-        Returns the flow (B, 2, f*h, f*w) with f = flow_per_cell, x before y: how far from each place of the next frame
+        remembered: (B, MEMORY_CHANNELS, h, w), as `told_of` gives it, for a model with a memory, which returns how much
+        of each place moves with the world, (B, 1, f*h, f*w); how much of what differs there from the memory is to stay,
+        (B, 1, f*h, f*w); by how much else it moves, (B, 2, f*h, f*w); and the standard deviation as below.
+
+        Else the flow (B, 2, f*h, f*w) with f = flow_per_cell, x before y: how far from each place of the next frame
         that which is seen there lay in the last one, in halves of the padded picture's width and height; and the
-        standard deviation (B, 1, h, w) of the next latents about the last ones so moved. Both float32.
-        with_camera: and how the camera moved from each seen frame to the one after it, (B, seen_frames, 4), in the
-        units of scenes.py: asked for in training, so that what the flow depends on is learned."""
+        standard deviation (B, 1, h, w) of the next latents about the last ones so moved. All float32.
+        with_camera: without a memory also how the camera moved from each seen frame to the one after it, (B,
+        seen_frames, 4), in the units of scenes.py: asked for in training, so that what the flow depends on is
+        learned."""
         config = self.config
         seen, h, w = config.seen_frames, config.latent_height, config.latent_width
         latents, actions = latents[:, -seen:], actions[:, -seen:]
         where = places(h, w, latents).expand(len(latents), -1, -1, -1)  # (B, 2, h, w)
         matches = _matches(self.sketch(latents))
-        features = self.norm_in(self.conv_in(torch.cat([latents.flatten(1, 2), matches, where], dim=1)))
+        seen_here = [latents.flatten(1, 2), matches, where]
+        if config.has_memory:
+            seen_here.append(remembered.to(latents.dtype))
+        features = self.norm_in(self.conv_in(torch.cat(seen_here, dim=1)))
         told, weight = self.look_around(silu(features)).flatten(2).chunk(2, dim=1)  # (B, width, h*w) each
         told = (told * weight.float().softmax(dim=2).to(told.dtype)).sum(dim=2)
         keys = self.encode_keys(self.action_embedding(actions).flatten(1))  # (B, known)
         regions = self.norm_matches(avg_pool2d(matches, self.region).flatten(1))
         known = self.know(torch.cat([keys, self.norm_told(told), regions], dim=1))
-        of_known = (self.flow_of_keys(keys) + self.flow_of_known(known)).unflatten(1, (2, h, w))
-        of_known = interpolate(of_known, scale_factor=float(config.flow_per_cell), mode="bilinear")
         for block in self.body:
             features = block(features, known)
         features = silu(self.norm_out(features))
-        here = pixel_shuffle(self.conv_out(features), config.flow_per_cell)  # (B, 1 + 2*FIELDS, f*h, f*w)
-        share, fields = torch.sigmoid(here[:, :1] + 3), here[:, 1:].unflatten(1, (FIELDS, 2))
+        here = pixel_shuffle(self.conv_out(features), config.flow_per_cell)  # (B, maps, f*h, f*w)
+        fields = here[:, -2 * FIELDS :].unflatten(1, (FIELDS, 2))
+        shares = torch.sigmoid(here[:, : -2 * FIELDS] + 3).split(1, dim=1)
         extra = (fields * self.amounts(known)[:, :, None, None, None]).sum(dim=1)
         between = torch.sigmoid(self.conv_std(features).float())
         std = LEAST_STD * (MOST_STD / LEAST_STD) ** between
-        flow = (UNITS * (share * of_known + extra)).float()
+        if config.has_memory:
+            return *(share.float() for share in shares), (UNITS * extra).float(), std
+        of_known = (self.flow_of_keys(keys) + self.flow_of_known(known)).unflatten(1, (2, h, w))
+        of_known = interpolate(of_known, scale_factor=float(config.flow_per_cell), mode="bilinear")
+        flow = (UNITS * (shares[0] * of_known + extra)).float()
         return (flow, std, self.tell_camera(known).unflatten(1, (seen, -1)).float()) if with_camera else (flow, std)
 
 
@@ -195,15 +221,17 @@ def places(height: int, width: int, like: Tensor) -> Tensor:
     return torch.stack([x, y])[None].to(like.dtype)
 
 
-def warp(pixels: Tensor, flow: Tensor) -> Tensor:
+def warp(pixels: Tensor, flow: Tensor, *, is_smooth: bool = False) -> Tensor:
     """Pixels (B, 3, H', W') in [-1, 1] as a flow (B, 2, *, *) moves them, mirrored beyond the edges. float32.
 
     Jaderberg et al. 2015, eq. 5, with a cubic kernel (Keys 1981) in a picture twice as large: a picture is moved once a
     frame, and what a shorter kernel blurs each time adds up. Mirrored: what comes into view is more like what is beside
-    it than like a smear."""
+    it than like a smear.  is_smooth: linear between pixels, for a picture without fine detail, and faster."""
     height, width = pixels.shape[-2:]
     flow = interpolate(flow.float(), (height, width), mode="bilinear")
     grid = (places(height, width, flow) + flow).permute(0, 2, 3, 1)  # (B, H', W', 2)
+    if is_smooth:
+        return grid_sample(pixels.float(), grid, "bilinear", padding_mode="reflection", align_corners=False)
     moved = grid_sample(_doubled(pixels.float()), grid, "bicubic", padding_mode="reflection", align_corners=True)
     return moved.clamp(-1, 1)  # such kernels overshoot
 
@@ -223,6 +251,41 @@ def _doubled(pixels: Tensor) -> Tensor:
         pairs = torch.stack([between.narrow(axis, 0, size), pixels], dim=axis + 1).flatten(axis, axis + 1)
         pixels = torch.cat([pairs, between.narrow(axis, size, 1)], dim=axis)
     return pixels
+
+
+def told_of(pixels: Tensor, flow: Tensor, is_seen: Tensor, last: Tensor, following: Tensor, cell: int) -> Tensor:
+    """What a memory's `Ahead` tells each cell: (B, MEMORY_CHANNELS, h, w), where the world flows and whether it was
+    seen before, how much of the last picture, pixels (B, 3, H', W'), is not as remembered, and how much will change."""
+    differs = ((pixels - last).abs().mean(dim=1, keepdim=True), (following - last).abs().mean(dim=1, keepdim=True))
+    return avg_pool2d(torch.cat([flow / UNITS, is_seen, *differs], dim=1), cell)
+
+
+def composed(
+    pixels: Tensor,
+    flow: Tensor,
+    is_seen: Tensor,
+    last: Tensor,
+    following: Tensor,
+    share: Tensor,
+    stays: Tensor,
+    extra: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The last picture, pixels (B, 3, H', W'), moved ahead over what is remembered, and the flow by which it moved.
+
+    flow, is_seen, last, following: a memory's `Ahead`.  share, stays, extra: as a MotionModel gives them. What differs
+    from the memory moves along with the world, as much of it as is to stay, and is not there where that was out of
+    sight; what does not belong to the world is what it was: with S the share and V what was seen and stays,
+
+        moved = (1 - S (1 - V)) warp(pixels) + S (following - V warp(last))
+
+    So errors of a long dream fade: the map pulls it back, as an observation does a filter's state (Kalman 1960).
+    """
+    size = pixels.shape[-2:]
+    share, stays, extra = (interpolate(each, size, mode="bilinear") for each in (share, stays, extra))
+    flow, kept = share * flow + extra, is_seen * stays
+    was, was_remembered = warp(pixels, flow), warp(last, flow, is_smooth=True)
+    moved = (1 - share * (1 - kept)) * was + share * (following - kept * was_remembered)
+    return moved.clamp(-1, 1), flow
 
 
 def photometric_loss(moved: Tensor, target: Tensor, flow: Tensor) -> Tensor:
@@ -266,36 +329,56 @@ class Moved(NamedTuple):
 class Mover(nn.Module):
     """A world model's context with its last frame moved ahead by the actions; holds the networks that it takes."""
 
-    def __init__(self, motion: MotionModel, autoencoder: nn.Module) -> None:
-        """autoencoder: a model.Autoencoder, shared with whoever else draws with it."""
+    def __init__(self, motion: MotionModel, autoencoder: nn.Module, memory: nn.Module | None = None) -> None:
+        """autoencoder: a model.Autoencoder, shared with whoever else draws with it.  memory: a SceneMemory."""
         super().__init__()
-        self.motion, self.autoencoder = motion, autoencoder
+        self.motion, self.autoencoder, self.memory = motion, autoencoder, memory
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """Those of the motion model and of the memory, by name; the autoencoder's are not its own."""
+        remembered = {} if self.memory is None else self.memory.state_dict()
+        return {**self.motion.state_dict(), **{f"memory.{name}": weight for name, weight in remembered.items()}}
 
     @torch.no_grad()
-    def forward(self, context: Tensor, actions: Tensor) -> Moved:
-        """context: (B, L, C, h, w), oldest first.  actions: (B, L) int64.
+    def forward(self, context: Tensor, actions: Tensor, pixels: Tensor, *ahead: Tensor) -> Moved:
+        """context: (B, L, C, h, w), oldest first.  actions: (B, L) int64.  pixels: (B, 3, H', W') in [-1, 1], the
+        picture of its last frame.  ahead: with a memory of the map its `Ahead`.
 
         The tolerance is NEWS where the standard deviation is below SURE_STD, else zero."""
-        flow, std = self.motion(context.to(self.motion.dtype), actions)
+        last, context_of_motion = context[:, -1], context.to(self.motion.dtype)
+        pixels = pixels.float().clamp(-1, 1)
+        if ahead:
+            remembered = told_of(pixels, *ahead, cell=pixels.shape[-1] // last.shape[-1])
+            *parts, std = self.motion(context_of_motion, actions, remembered=remembered)
+            moved = self.moved_over(last, pixels, composed(pixels, *ahead, *parts)[0])
+        else:
+            flow, std = self.motion(context_of_motion, actions)
+            moved = self.moved(last, pixels, flow)
         tolerance = torch.where(std < SURE_STD, NEWS, 0.0)
-        context = torch.cat([context[:, :-1], self.moved(context[:, -1], flow)[:, None]], dim=1)
-        return Moved(context, std, tolerance)
+        return Moved(torch.cat([context[:, :-1], moved[:, None]], dim=1), std, tolerance)
 
     @torch.no_grad()
-    def moved(self, last: Tensor, flow: Tensor, pixels: Tensor | None = None) -> Tensor:
-        """Latents (B, C, h, w) as a flow moves them.  pixels: (B, 3, H', W'), their picture, where it is at hand.
+    def moved(self, last: Tensor, pixels: Tensor, flow: Tensor) -> Tensor:
+        """Latents (B, C, h, w) and their picture, pixels (B, 3, H', W'), as a flow moves them: latents.
 
         Cells in which nothing moves keep their codes, which a decoder and an encoder would wear down."""
-        if pixels is None:
-            pixels = self.autoencoder.decode_latents(last).clamp(-1, 1)
-        pixels = warp(pixels, flow)
-        pixels = pixels.to(self.autoencoder.vae.dtype)
-        moved = self.autoencoder.sample_latents(self.autoencoder.encode_pixels(pixels)).to(last.dtype)
-        return torch.where(self._moving_cells(flow, last), moved, last)
-
-    def _moving_cells(self, flow: Tensor, latents: Tensor) -> Tensor:
-        """bool (B, 1, h, w): the cells of latents (..., h, w) in which something moves by more than STILL_PIXELS."""
         geometry = self.autoencoder.geometry
         size = flow.new_tensor([geometry.padded_width, geometry.padded_height])[:, None, None]
         is_moving = (flow.abs() * size > 2 * STILL_PIXELS).any(dim=1, keepdim=True)
-        return nn.functional.adaptive_max_pool2d(is_moving.float(), latents.shape[-2:]) > 0
+        is_moving = nn.functional.adaptive_max_pool2d(is_moving.float(), last.shape[-2:]) > 0
+        return self._encoded(last, warp(pixels, flow), is_moving)
+
+    @torch.no_grad()
+    def moved_over(self, last: Tensor, pixels: Tensor, moved: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of the picture that `composed` made, moved, of theirs, pixels (B, 3, H', W') each.
+
+        Cells that look as before keep their codes; not for little flow, which adds up while the map goes on."""
+        change = (moved - pixels).abs().mean(dim=1, keepdim=True)
+        change = avg_pool2d(change, pixels.shape[-1] // last.shape[-1])
+        return self._encoded(last, moved, change > STILL_CHANGE)
+
+    def _encoded(self, last: Tensor, pixels: Tensor, is_new: Tensor) -> Tensor:
+        """Pixels (B, 3, H', W') as latents (B, C, h, w), but those of `last` outside of is_new, bool (B, 1, h, w)."""
+        pixels = pixels.to(self.autoencoder.vae.dtype)
+        encoded = self.autoencoder.sample_latents(self.autoencoder.encode_pixels(pixels)).to(last.dtype)
+        return torch.where(is_new, encoded, last)

@@ -14,7 +14,7 @@ from action_alignment import grey_bands, sideways_shift
 from data_loader import WindowDataset, evenly
 from engine import GameEngine
 from episodes import Episode
-from validation import read_stretches
+from validation import read_stretches, take_up
 
 TURNS, WALKS = ("TURN_LEFT", "TURN_RIGHT"), ("MOVE_FORWARD", "MOVE_BACKWARD")
 FIRE = "ATTACK"
@@ -157,9 +157,7 @@ def film(
         real.append(stretches.real)
         ceiling.append(shown)
         for hold in holds:
-            engine.reset(
-                stretches.latents[:, :length], stretches.actions[:, : length - 1], [seed + index for index in part]
-            )
+            take_up(engine, stretches, [seed + index for index in part])
             action = [action_of(engine.config.action_table, *hold)] * len(part)
             drawn = [engine.step(action) for _ in range(frames)]
             model[hold].append(np.stack([shown[:, 0], *drawn], axis=1))

@@ -102,6 +102,9 @@ def main(args: argparse.Namespace) -> None:
         guidance_scale=args.guidance_scale,
         discretized_noise_level=args.discretized_noise_level,
     )
+    starts = engine.start_contexts
+    if engine.world_model.memory is not None and (starts is None or starts.poses is None):
+        raise BadInput(f"{folder}: remembers a map, but no start context tells where in it to begin; copy it whole")
     describe(engine, folder)
     if args.replay:
         from save_replay import replay_file

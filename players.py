@@ -42,13 +42,15 @@ class Settings:
 class Moment:
     """One frame of a game: its number, its latent (C, h, w), the action that led to it, and how it was drawn.
 
-    digest: of the drawn frame, see saves.frame_digest; none for what stood before the game began here."""
+    digest: of the drawn frame, see saves.frame_digest; none for what stood before the game began here.
+    pose: (4,) it was seen from, of a model with a memory of the map."""
 
     frame: int
     latent: Tensor
     action: int
     settings: Settings
     digest: str = ""
+    pose: Tensor | None = None
 
 
 class Mailbox:

@@ -30,11 +30,14 @@ HUNG_S = 10.0  # for one frame
 
 @dataclass(frozen=True)
 class Seen:
-    """A moment of the game. frame: uint8 (H, W, 3).  observation: what an agent sees of it.  is_over: no next one."""
+    """A moment of the game. frame: uint8 (H, W, 3).  observation: what an agent sees of it.  is_over: no next one.
+
+    pose: where Doom's camera stands, (4,) as in scenes.py; None in other games."""
 
     frame: np.ndarray
     observation: Any
     is_over: bool
+    pose: tuple[float, ...] | None = None
 
 
 class GameGone(Exception):
@@ -53,7 +56,7 @@ def serve_game(orders: Connection, spec: GameSpec) -> None:
         game = real_game.open_game(spec)
         while True:
             order, value = orders.recv()
-            orders.send(_reset(game, value) if order == "reset" else _step(game, spec, value))
+            orders.send(_reset(game, spec, value) if order == "reset" else _step(game, spec, value))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # nobody plays any more
     except Exception as error:
@@ -64,9 +67,9 @@ def serve_game(orders: Connection, spec: GameSpec) -> None:
             game.close()
 
 
-def _reset(game: Any, seed: int) -> Seen:
+def _reset(game: Any, spec: GameSpec, seed: int) -> Seen:
     observation, _ = game.reset(seed=seed)
-    return Seen(_picture(game), observation, False)
+    return Seen(_picture(game), observation, False, _pose(game, spec))
 
 
 def _step(game: Any, spec: GameSpec, action: int) -> Seen:
@@ -75,7 +78,11 @@ def _step(game: Any, spec: GameSpec, action: int) -> Seen:
         observation, _, terminated, truncated, _ = game.step(action + int(game.action_space.start))
         if terminated or truncated:
             break
-    return Seen(_picture(game), observation, terminated or truncated)
+    return Seen(_picture(game), observation, terminated or truncated, _pose(game, spec))
+
+
+def _pose(game: Any, spec: GameSpec) -> tuple[float, ...] | None:
+    return game.camera_pose() if spec.env is None else None
 
 
 def _picture(game: Any) -> np.ndarray:
@@ -90,11 +97,10 @@ def _picture(game: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Beginning:
-    """The first frames of a real game, k of them uint8 (H, W, 3), and the k - 1 actions, the model's, between them."""
+    """The first moments of a real game, k of them, and the k - 1 actions, the model's, between them."""
 
-    frames: list[np.ndarray]
+    moments: list[Seen]
     actions: list[int]
-    observation: Any
 
 
 class RealGame:
@@ -176,12 +182,12 @@ class RealGame:
             self._process.start()
             theirs.close()
         seen = self._promptly("reset", seed)
-        frames, actions = [seen.frame], []
-        while len(frames) < self.first_frames and not seen.is_over:
+        moments, actions = [seen], []
+        while len(moments) < self.first_frames and not seen.is_over:
             actions.append(choose(seen.observation))
             seen = self._promptly("step", self.actions[actions[-1]])
-            frames.append(seen.frame)
-        return Beginning(frames, actions, seen.observation)
+            moments.append(seen)
+        return Beginning(moments, actions)
 
     def _promptly(self, order: str, value: int) -> Seen:
         self._send(order, value)

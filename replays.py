@@ -13,7 +13,7 @@ import numpy as np
 
 from command_line import BadInput
 from controls import counterparts
-from episodes import Episode, EpisodeInfo, inspect_episode, number_of_actions, numbered_actions
+from episodes import POSE_COLUMNS, Episode, EpisodeInfo, inspect_episode, number_of_actions, numbered_actions
 
 MOST_EPISODES = 100  # listed on the page
 AT_A_TIME = 16  # frames decoded at once
@@ -92,6 +92,7 @@ class ReplayedEpisode:
         self._rows, self._actions = replay.frames(self._episode)
         self._frames = self._decoded()
         count = max(1, min(first_frames, len(self._rows) // 2))
+        self.poses = _poses(self._episode, self._rows)
         self.first_frames = [next(self._frames) for _ in range(count)]  # uint8 (H, W, 3) each
         self.first_actions = self._actions[: count - 1]
         self._place = count - 1  # of the frame that is shown
@@ -105,13 +106,21 @@ class ReplayedEpisode:
         """The model's action that leads to the next frame; None at the end."""
         return self._actions[self._place] if self._place + 1 < len(self._rows) else None
 
-    def next_frame(self) -> np.ndarray:
-        """Goes on by one frame, uint8 (H, W, 3)."""
+    def next_frame(self) -> tuple[np.ndarray, tuple[float, ...] | None]:
+        """Goes on by one frame, uint8 (H, W, 3), and where it was seen from, as `poses` has it."""
         self._place += 1
-        return next(self._frames)
+        return next(self._frames), self.poses[self._place]
 
     def close(self) -> None:
         self._episode.close()
+
+
+def _poses(episode: Episode, rows: np.ndarray) -> list[tuple[float, ...] | None]:
+    """Where the frames of rows (T,) were seen from, (4,) each as in scenes.py; None where that was not recorded."""
+    columns = episode.columns_present(POSE_COLUMNS)
+    if len(columns) < len(POSE_COLUMNS):
+        return [None] * len(rows)
+    return list(zip(*(columns[name][rows].tolist() for name in POSE_COLUMNS), strict=True))
 
 
 class RecordedKeys:

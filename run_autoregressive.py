@@ -107,9 +107,11 @@ def main(args: argparse.Namespace) -> None:
         "kind": "frames" if args.start_from_pixels else "latents",
         "legacy_alignment": args.legacy_alignment,
         "black_moments": engine.autoencoder.black_moments(),
+        "with_scene": engine.world_model.memory is not None,
     }
     dataset = WindowDataset(held_out_paths or train_paths, **settings)
-    check_dataset(dataset, engine.config, args.dataset_basepath, args.unet_model_folder)
+    memory = engine.world_model.memory
+    check_dataset(dataset, engine.config, args.dataset_basepath, args.unet_model_folder, memory)
     starts = chosen_starts(dataset, args)
     constant = training_mean(WindowDataset(train_paths, **settings), engine.autoencoder)
     if constant is None or not has_real_frames(dataset, starts):

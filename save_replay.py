@@ -73,6 +73,8 @@ def replay(engine: GameEngine, save: Save, recordings: Path) -> tuple[Verdict, P
     first_actions = torch.tensor([[row.action for row in log[1:length]]], dtype=torch.int64)
     first_number = torch.tensor([log[length - 1].frame])
     state = {"latents": save.first_latents, "actions": first_actions, "seeds": save.state["seeds"]}
+    if save.first_poses is not None:
+        state["poses"] = save.first_poses
     engine.restore({**state, "frame_numbers": first_number})
     frame = _standing_frame(engine, save.first_latents)
     recorder = PlayRecorder(recordings, Game.dream(engine.config), frame, has_episode=False)

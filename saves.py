@@ -1,10 +1,12 @@
 """Save files: one dreamed game as a safetensors file, checked on reading and never unpickled.
 
 Tensors: `latents` (L, C, h, w) float32 scaled, the window it goes on from; `actions` (L - 1,) int64; `seed` (1,) int64;
-`first_latents` (L, C, h, w), the window its log begins with. The header's metadata holds one JSON object: format
-version, checkpoint id, frame number, name, settings, what drew it (`drawn_by`), and `log`, the past minutes as rows of
-frame, action, steps, guidance, noise, digest, of which the first L are the window. Whoever steps the log from that
-window draws the same frames where what draws is the same. Knows no players. Used by game_loop.py and save_replay.py.
+`first_latents` (L, C, h, w), the window its log begins with; of a model with a memory of the map also `poses` and
+`first_poses` (L, 4) float32, where the frames of both windows were seen from. The header's metadata holds one JSON
+object: format version, checkpoint id, frame number, name, settings, what drew it (`drawn_by`), and `log`, the past
+minutes as rows of frame, action, steps, guidance, noise, digest, of which the first L are the window. Whoever steps the
+log from that window draws the same frames where what draws is the same. Knows no players. Used by game_loop.py and
+save_replay.py.
 """
 
 import hashlib
@@ -56,12 +58,13 @@ class Logged(NamedTuple):
 class Save:
     """What a save file holds. state: as GameEngine.state(), of one game.  facts: the JSON object, checked.
 
-    first_latents: (1, L, C, h, w), of the first L rows of the log."""
+    first_latents: (1, L, C, h, w), of the first L rows of the log.  first_poses: (1, L, 4), or None."""
 
     state: dict[str, Tensor]
     first_latents: Tensor
     log: tuple[Logged, ...]
     facts: dict[str, Any]
+    first_poses: Tensor | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -125,13 +128,22 @@ def told(drawn_by: dict[str, Any]) -> str:
     return f"{words}, decoder {drawn_by['decoder']}{mover}"
 
 
-def pack(state: dict[str, Tensor], first_latents: Sequence[Tensor], log: Sequence[Logged], facts: dict) -> bytes:
+def pack(
+    state: dict[str, Tensor],
+    first_latents: Sequence[Tensor],
+    log: Sequence[Logged],
+    facts: dict,
+    first_poses: Sequence[Tensor] = (),
+) -> bytes:
     """A save file of a one-game state; `facts` (checkpoint id, name, settings, drawn_by) go into its header.
 
-    first_latents: L of (C, h, w), those of the first L rows of the log."""
+    first_latents: L of (C, h, w), those of the first L rows of the log.  first_poses: L of (4,), where the
+    state has poses."""
     facts = {"format_version": FORMAT_VERSION, "frame_number": int(state["frame_numbers"]), **facts, "log": log}
     tensors = {"latents": state["latents"][0], "actions": state["actions"][0], "seed": state["seeds"]}
     tensors["first_latents"] = torch.stack(list(first_latents))
+    if "poses" in state:
+        tensors |= {"poses": state["poses"][0], "first_poses": torch.stack(list(first_poses))}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     return bytes_of(tensors, {METADATA_KEY: json.dumps(facts)})
 
@@ -222,12 +234,17 @@ def unpack(contents: bytes, engine: GameEngine, checkpoint: str, most_rows: int 
         "actions": ((config.context_length - 1,), torch.int64),
         "seed": ((1,), torch.int64),
     }
+    if engine.world_model.memory is not None:
+        expected["poses"] = expected["first_poses"] = ((config.context_length, 4), torch.float32)
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    if found != expected or not all(torch.isfinite(tensors[name]).all() for name in ("latents", "first_latents")):
+    if found != expected or not all(each.isfinite().all() for each in tensors.values()):
         raise BadInput(NOT_A_SAVE)
     is_sound = tensors["actions"].tolist() == [row.action for row in log[len(log) - config.context_length + 1 :]]
     if not is_sound or not 0 <= int(tensors["seed"]) < 2**31:
         raise BadInput(NOT_A_SAVE)
     state = {"latents": tensors["latents"][None], "actions": tensors["actions"][None], "seeds": tensors["seed"].clone()}
     state["frame_numbers"] = torch.tensor([number])
-    return Save(state, tensors["first_latents"][None], log, facts)
+    first_poses = None
+    if "poses" in expected:
+        state["poses"], first_poses = tensors["poses"][None], tensors["first_poses"][None]
+    return Save(state, tensors["first_latents"][None], log, facts, first_poses)

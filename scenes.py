@@ -19,12 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from command_line import BadInput
-from episodes import Episode
+from episodes import POSE_COLUMNS, Episode
 from model_folders import Geometry
 from motion import places
 
 GRID = 2  # depths per latent cell and direction
-POSE_COLUMNS = ("position_x", "position_y", "camera_z", "position_angle")
 NEAREST_UNITS = 8.0  # nearer than this to the last camera, or behind it: not seen then
 MOST_FLOW = 0.7  # in halves of the picture
 MOST_UNITS_PER_TIC = 40.0  # further: not walked, which is 20 at most, but risen elsewhere
@@ -90,8 +89,20 @@ def scene_flow(depth: Tensor, poses: Tensor, camera: dict[str, Any], frame_strid
     the last frame and the next one, `frame_stride` tics apart. Returns the flow as a MotionModel gives it, float32
     (B, 2, H, W), and where it is known, bool (B, 1, H, W): not where what is seen lay outside the last picture's
     sight."""
-    x, y = places(*depth.shape[-2:], poses).unbind(1)  # (1, H, W) each
-    ahead = camera["units_per_depth"] * (depth.float() + 0.5)
+    ahead = torch.where(depth == 0, 0.0, camera["units_per_depth"] * (depth.float() + 0.5))
+    flow, is_in_front = flow_of_views(ahead, poses, camera)
+    is_known = is_in_front & (flow.abs().amax(dim=1) < MOST_FLOW)
+    walked = (poses[:, 1, :2] - poses[:, 0, :2]).norm(dim=1) < MOST_UNITS_PER_TIC * frame_stride
+    return flow, (is_known & walked[:, None, None])[:, None]
+
+
+def flow_of_views(ahead: Tensor, poses: Tensor, camera: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The flow of a scene in which only the camera moves, from how far ahead in the next view everything is.
+
+    ahead: (B, H, W) map units, 0 where the picture does not move with the world.  poses: (B, 2, 4), of the last view
+    and the next one. Returns the flow as a MotionModel gives it, float32 (B, 2, H, W), and whether what is seen lay in
+    front of the last camera, bool (B, H, W)."""
+    x, y = places(*ahead.shape[-2:], poses).unbind(1)  # (1, H, W) each
     right = x / camera["focal_x"] * ahead
     up = (camera["horizon"] - y) / camera["focal_y"] * ahead
     step_ahead, step_right, step_up, turned = _motion(poses[:, 0], poses[:, 1])[:, :, None, None].unbind(1)
@@ -103,11 +114,9 @@ def scene_flow(depth: Tensor, poses: Tensor, camera: dict[str, Any], frame_strid
     was_seen = was_ahead.clamp_min(NEAREST_UNITS)
     was_x = camera["focal_x"] * was_right / was_seen
     was_y = camera["horizon"] - camera["focal_y"] * was_up / was_seen
-    is_still = depth == 0
+    is_still = ahead == 0
     flow = torch.where(is_still[:, None], 0.0, torch.stack([was_x - x, was_y - y], dim=1))
-    is_known = is_still | (was_ahead > NEAREST_UNITS) & (flow.abs().amax(dim=1) < MOST_FLOW)
-    walked = (poses[:, 1, :2] - poses[:, 0, :2]).norm(dim=1) < MOST_UNITS_PER_TIC * frame_stride
-    return flow.float(), (is_known & walked[:, None, None])[:, None]
+    return flow.float(), is_still | (was_ahead > NEAREST_UNITS)
 
 
 def camera_motions(poses: Tensor, frame_stride: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ learns what a warp cannot know. The same command again resumes exactly where the
 
 import argparse
 import dataclasses
-import time
 from pathlib import Path
 
 import command_line
@@ -25,6 +24,7 @@ FLOW_SHARE = 5.0  # that of a known flow's error, in halves of the picture
 PICTURES_EVERY = 4  # steps: the others of a run with depth learn flow alone, and so decode and encode nothing
 KINK = 0.05  # of its error: squared below
 CAMERA_SHARE = 0.5  # that of the camera's motions
+FIXED_SHARE = 0.1  # that of what is known not to move with the world, over a memory; a gun it finds by itself
 STILL_ERROR = 1e-4  # mean square below which two frames are the same one, 40 dB
 
 
@@ -37,9 +37,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--pretrained_model_name_or_path",
         help="motion model to start from, or a world model with one: a folder, run folder or Hub id; default: none",
     )
-    add("--vae_folder_or_id", help="autoencoder folder or Hub id; default: the one kept beside the latents")
-    add("--preset", help="sd14, small, smoke or a .json file; default: what the autoencoder folder says")
-    add("--frame_stride", type=command_line.positive, help="tics between two frames; default: the preset's")
+    add(
+        "--scene_memory_folder",
+        help="memory of the map by train_scene_memory.py (folder or Hub id), over which the last frame is moved; "
+        "default: that of the motion model started from, else none",
+    )
+    command_line.add_latent_flags(arguments)
     add("--batch_size", type=command_line.positive, default=16, help="windows per device and micro-batch")
     add("--learning_rate", type=command_line.positive_float, default=2e-3, help="peak rate of AdamW")
     add("--num_validation_windows", type=command_line.positive, default=256, help="held-out windows to measure on")
@@ -50,84 +53,114 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from artifacts import check_writable, read_json
-    from dataset_folders import dataset_folder
-    from episodes import find_latents, split_episodes
-    from model_folders import find_autoencoder, find_motion
-    from presets import PRESETS, get_preset
+    from artifacts import check_writable, read_json, sha256_of_tensors
+    from latent_data import latents_asked_for
+    from model_folders import find_motion, find_scene_memory
 
-    preset = get_preset(args.preset) if args.preset else None
-    args.dataset_basepath = str(dataset_folder(args.dataset_basepath, "latents"))
-    train_paths, held_out_paths = split_episodes(find_latents(args.dataset_basepath))
-    if not held_out_paths:
-        raise BadInput(f"{args.dataset_basepath}: one episode, none left to validate on; record at least two")
-    source = args.vae_folder_or_id or args.dataset_basepath
-    _, geometry = find_autoencoder(source, preset)
-    told = preset or PRESETS.get(geometry.preset)
-    if told is None and (args.frame_stride is None or args.pretrained_model_name_or_path):
-        raise BadInput(f"{source}: made with the preset file {geometry.preset}.json; name it with --preset")
-    stride = args.frame_stride or told.frame_stride
-    pretrained = None
+    data = latents_asked_for(args, wants_preset=args.pretrained_model_name_or_path is not None)
+    stride, pretrained = data.frame_stride, None
     if args.pretrained_model_name_or_path:
-        pretrained = find_motion(args.pretrained_model_name_or_path, dataclasses.replace(told, frame_stride=stride))
+        fitting = dataclasses.replace(data.preset, frame_stride=stride)
+        pretrained = find_motion(args.pretrained_model_name_or_path, fitting)
+    memory_folder = find_scene_memory(args.scene_memory_folder, stride) if args.scene_memory_folder else None
     check_writable("--output_dir", Path(args.output_dir))
     command_line.print_settings(
-        args, frame_stride=stride, train_episodes=len(train_paths), validation_episodes=len(held_out_paths)
+        args,
+        frame_stride=stride,
+        train_episodes=len(data.train_paths),
+        validation_episodes=len(data.held_out_paths),
     )
 
     import torch
-    from torch.nn.functional import smooth_l1_loss
+    from torch.nn.functional import interpolate, smooth_l1_loss
 
     from data_loader import WindowDataset
     from diffusion import seeded_generator
-    from model import load_autoencoder, load_motion
-    from motion import SEEN_FRAMES, MotionModel, Mover, likelihood_loss, photometric_loss, sketch_loss, warp
+    from model import load_autoencoder, load_motion, read_scene_memory
+    from motion import (
+        SEEN_FRAMES,
+        MotionModel,
+        Mover,
+        composed,
+        likelihood_loss,
+        photometric_loss,
+        sketch_loss,
+        told_of,
+        warp,
+    )
     from scenes import camera_motions, scene_flow
     from training import TrainingRun, make_accelerator
 
     seen = SEEN_FRAMES if pretrained is None else read_json(pretrained / "config.json")["seen_frames"]
     accelerator = make_accelerator(args)
     torch.manual_seed(args.seed)
-    autoencoder = load_autoencoder(source, preset=preset, device=accelerator.device)
+    autoencoder = load_autoencoder(data.autoencoder, preset=data.asked_for, device=accelerator.device)
     black = autoencoder.black_moments()
     channels, height, width = autoencoder.sample_latents(black).shape[1:]
     windows = {"context_length": seen, "frame_stride": stride, "kind": "latents", "black_moments": black}
     windows["with_scene"] = True
-    dataset, held_out = WindowDataset(train_paths, **windows), WindowDataset(held_out_paths, **windows)
+    dataset, held_out = (WindowDataset(paths, **windows) for paths in (data.train_paths, data.held_out_paths))
     if dataset.encoder_sha256 not in (None, autoencoder.encoder_sha256):
-        raise BadInput(f"{args.dataset_basepath}: latents of another encoder than {source}; name theirs")
+        raise BadInput(f"{args.dataset_basepath}: latents of another encoder than {data.autoencoder}; name theirs")
+    memory = None if memory_folder is None else read_scene_memory(memory_folder)
     if pretrained is not None:
-        motion = load_motion(pretrained, dataset.num_actions, autoencoder.encoder_sha256)
+        motion, own = load_motion(pretrained, dataset.num_actions, autoencoder.encoder_sha256)
+        memory = own if memory is None else memory
+        if motion.config.has_memory != (memory is not None):
+            raise BadInput(f"{pretrained}: has no memory of a map; leave out --scene_memory_folder, or start from none")
     else:
         facts = {"seen_frames": seen, "frame_stride": stride, "encoder_sha256": autoencoder.encoder_sha256}
+        facts["has_memory"] = memory is not None
         motion = MotionModel(channels, height, width, dataset.num_actions, **facts)
+    if memory is not None:
+        for each in (dataset, held_out):
+            memory.check(each, data.geometry)
+        memory.to(accelerator.device).requires_grad_(False).eval()
     global_batch = args.batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     identity = {
         "seed": args.seed,
         "global_batch_size": global_batch,
         "event_share": args.event_share,
         "camera": dataset.camera,
-        "motion": {name: value for name, value in motion.config.items() if not name.startswith("_")},
+        "motion": {k: v for k, v in motion.config.items() if not k.startswith("_") and (k, v) != ("has_memory", False)},
+        "scene_memory_sha256": None if memory is None else sha256_of_tensors(memory.state_dict(), {}),
     }
     run = TrainingRun(args, accelerator, motion, identity, learning_rate=args.learning_rate, unit="frames")
     if run.was_finished("motion"):
         return
     has_depth = dataset.camera is not None
-    validation = Validation(run, motion, autoencoder, held_out, args.num_validation_windows)
+    mover = Mover(motion, autoencoder, memory)
+    validation = Validation(run, mover, held_out, args.num_validation_windows)
     known = "with depth"
     if not has_depth:
         known = f"without depth: {dataset.without_scene} has none, or another camera (record all with --record_depth)"
     run.write(f"{sum(p.numel() for p in run.parameters) / 1e6:.2f}M parameters, {len(dataset)} windows {known}")
     batches = run.batches(dataset, args.batch_size, args.event_share)
-    run.begin()
-    mover = Mover(motion, autoencoder)
+
+    def loss_over_memory(latents: torch.Tensor, seen: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Of the last frame, decoded, moved over what is remembered, and encoded again, beside the next one."""
+        with torch.no_grad():
+            shown = torch.stack([seen[:, -2], latents[:, -1]], dim=1).flatten(0, 1)  # noise in play is in the picture
+            pixels = autoencoder.decode_latents(shown).float().clamp(-1, 1)
+            ahead = memory.look_ahead(batch["poses"][:, -2], batch["poses"][:, -1])
+        last, target = pixels.unflatten(0, (-1, 2)).unbind(1)  # (B, 3, H', W') each
+        remembered = told_of(last, *ahead, cell=last.shape[-1] // latents.shape[-1])
+        share, stays, extra, std = run.model(seen[:, :-1], batch["actions"], remembered=remembered)
+        moved, _ = composed(last, *ahead, share, stays, extra)
+        encoded = mover.moved_over(seen[:, -2], last, moved)
+        likelihood = likelihood_loss(encoded, latents[:, -1], std)
+        sketched = sketch_loss(motion.sketch(seen[:, -2:-1])[:, 0], last)
+        is_fixed = interpolate((batch["depth"] == 0).float()[:, None], share.shape[-2:])
+        fixed = -(is_fixed * (1 - share).clamp_min(1e-4).log()).mean()
+        loss = photometric_loss(moved, target, extra) + LIKELIHOOD_SHARE * likelihood + SKETCH_SHARE * sketched
+        return loss + FIXED_SHARE * fixed
 
     def loss_of_pictures(latents: torch.Tensor, flow: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
         """Of the last frame, decoded, moved and encoded again, beside the next one."""
         with torch.no_grad():
             pixels = autoencoder.decode_latents(latents[:, -2:].flatten(0, 1)).float().clamp(-1, 1)
         last, target = pixels.unflatten(0, (-1, 2)).unbind(1)  # (B, 3, H', W') each
-        likelihood = likelihood_loss(mover.moved(latents[:, -2], flow, last), latents[:, -1], std)
+        likelihood = likelihood_loss(mover.moved(latents[:, -2], last, flow), latents[:, -1], std)
         sketched = sketch_loss(motion.sketch(latents[:, -2:-1])[:, 0], last)
         loss = photometric_loss(warp(last, flow), target, flow)
         return loss + LIKELIHOOD_SHARE * likelihood + SKETCH_SHARE * sketched
@@ -143,6 +176,8 @@ def main(args: argparse.Namespace) -> None:
                 for g in generators
             ]
         ).to(latents)
+        if memory is not None:
+            return loss_over_memory(latents, latents + noise, batch)
         flow, std, camera = run.model((latents + noise)[:, :-1], batch["actions"], with_camera=True)
         loss = 0 * (std.mean() + camera.mean())  # with many processes every weight has a gradient in every step
         if not has_depth or run.step % PICTURES_EVERY == 0:
@@ -155,24 +190,15 @@ def main(args: argparse.Namespace) -> None:
             loss = loss + FLOW_SHARE * off.sum(dim=1).mean() + CAMERA_SHARE * missed.mean()
         return loss
 
-    while True:
-        is_over = run.is_over()
-        with run.housekeeping():
-            is_untouched = run.step == 0 and pretrained is not None  # what there is to improve on
-            if is_over or is_untouched or run.is_due(args.validation_steps):
-                validation()
-            if is_over or run.is_due(args.checkpointing_steps):
-                run.save(validation.save_model)
-        if is_over:
-            break
+    def train_step() -> None:
+        """One optimizer step."""
         for micro in range(args.gradient_accumulation_steps):
-            waited = time.monotonic()
-            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(batches).items()}
-            run.data_seconds += time.monotonic() - waited
+            batch = run.arrived(batches)
             with accelerator.accumulate(run.model), accelerator.autocast():
                 run.update(loss_of(batch, micro))
         run.finish_step(items=global_batch)
-    run.close()
+
+    run.train(train_step, validation, measures_first=pretrained is not None)
     run.write(
         f"wrote {validation.folder} after {run.step} steps; train a world model with it: python train_text_to_image.py "
         f"--dataset_basepath {args.dataset_basepath} --motion_folder {validation.folder}"
@@ -182,20 +208,22 @@ def main(args: argparse.Namespace) -> None:
 class Validation:
     """How much nearer the moved last frame is to the next one than the last frame itself, on held-out play."""
 
-    def __init__(self, run, motion, autoencoder, held_out, num_windows: int) -> None:
+    def __init__(self, run, mover, held_out, num_windows: int) -> None:
         from data_loader import evenly
 
-        self.run, self.motion, self.autoencoder, self.held_out = run, motion, autoencoder, held_out
+        self.run, self.mover, self.held_out = run, mover, held_out
+        self.motion, self.autoencoder = mover.motion, mover.autoencoder
         self.indices = evenly(len(held_out), num_windows)
         self.folder = run.output_dir / "motion"
 
-    def __call__(self) -> None:
+    def __call__(self, *, is_last: bool) -> None:
         """Logs PSNR of the last frame held and moved, over windows in which something moves at all."""
         if not self.run.accelerator.is_main_process:
             return
         import torch
+        from torch.nn.functional import interpolate
 
-        from motion import warp
+        from motion import composed, told_of, warp
         from scenes import scene_flow
 
         device = self.autoencoder.device
@@ -205,8 +233,16 @@ class Validation:
                 item = self.held_out[index]
                 latents = self.autoencoder.sample_latents(item["moments"][None].to(device).float())
                 last, target = self.autoencoder.decode_latents(latents[0, -2:]).clamp(-1, 1).split(1)
-                flow = self.motion(latents[:, :-1], item["actions"][None].to(device))[0]
-                moved = warp(last, flow)
+                actions = item["actions"][None].to(device)
+                if self.mover.memory is None:
+                    flow = self.motion(latents[:, :-1], actions)[0]
+                    moved = warp(last, flow)
+                else:
+                    ahead = self.mover.memory.look_ahead(*item["poses"][None, -2:].to(device).unbind(1))
+                    told = told_of(last, *ahead, cell=last.shape[-1] // latents.shape[-1])
+                    *parts, _ = self.motion(latents[:, :-1], actions, remembered=told)
+                    moved, flow = composed(last, *ahead, *parts)
+                    flow = interpolate(flow, parts[0].shape[-2:], mode="area")
                 if "depth" in item:
                     scene = (item["depth"][None].to(device), item["poses"][None, -2:].to(device))
                     true, is_known = scene_flow(*scene, self.held_out.camera, self.held_out.frame_stride)
@@ -239,6 +275,9 @@ class Validation:
 
         with self.run.averaged(), replacing_folder(self.folder) as temporary, smallest_exact_dtype(self.motion):
             self.motion.save_pretrained(temporary)
+            if self.mover.memory is not None:
+                with smallest_exact_dtype(self.mover.memory):
+                    self.mover.memory.save_pretrained(temporary / "scene_memory")
 
 
 if __name__ == "__main__":

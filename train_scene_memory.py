@@ -1,8 +1,8 @@
 """Stage 2c, optional: reads latents with depth, writes a memory of their map.
 
-What the map looks like from anywhere in it, how the camera goes on under the keys, walls included, and where a frame
-was taken. For play recorded with --record_depth, all of one map. The same command again resumes exactly where the last
-checkpoint was written.
+What the map looks like from anywhere in it, and how the camera goes on under the keys, walls included. For play
+recorded with --record_depth, all of one map. The same command again resumes exactly where the last checkpoint was
+written.
 
     python train_scene_memory.py --dataset_basepath latents --output_dir runs/scene_memory --max_train_minutes 20
     python train_scene_memory.py --dataset_basepath latents --output_dir runs/scene_memory --max_train_steps 4000 \\
@@ -10,7 +10,6 @@ checkpoint was written.
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +24,15 @@ if TYPE_CHECKING:
     from training import TrainingRun
 
 SCENES_PER_PICTURE = 16  # poses, keys and depth are read at a hundredth of a picture's cost
-COLUMNS = 40  # of each picture, drawn anew in each step, whose colours are learned
+STRIPS, COLUMNS = 10, 4  # of each picture, drawn anew in each step, whose colours are learned
+AROUND = 8  # rows of a strip whose contrast is learned together
 RAYS = 256  # of each depth
 FREE_POINTS, NEAR_POINTS = 2, 2  # on each of them: all along, and as many close before the surface as behind it
 NEAR_UNITS = (6.0, 20.0)  # from it: its depth is known to half a step of uint8, so not closer
 UNROLLED = 8  # frames that the camera's motion is foreseen for
 KINK = 0.1  # of its error: squared below
 SAME_UNITS, SAME_SHARE = 10.0, 0.1  # a remembered depth is that recorded within so many units, or that share of it
-SOLID_SHARE, CAMERA_SHARE, PLACE_SHARE = 0.1, 1.0, 0.5  # of the loss, beside that of colours
+SOLID_SHARE, CAMERA_SHARE, TEXTURE_SHARE = 0.1, 1.0, 0.5  # of the loss, beside that of colours
 MARGIN_UNITS = 64.0  # of the map beyond where the camera was
 MOST_CELLS = 1024  # along either side of the grid: a map of 8,192 units
 
@@ -42,9 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = arguments.add_argument
     add("--dataset_basepath", required=True, help="folder of latent_episode_*.pt with depth, or data set on the Hub")
     add("--output_dir", required=True, help="run folder: checkpoints, metrics, samples, and scene_memory/ to use")
-    add("--vae_folder_or_id", help="autoencoder folder or Hub id; default: the one kept beside the latents")
-    add("--preset", help="sd14, small, smoke or a .json file; default: what the autoencoder folder says")
-    add("--frame_stride", type=command_line.positive, help="tics between two frames; default: the preset's")
+    command_line.add_latent_flags(arguments)
     add("--batch_size", type=command_line.positive, default=16, help="pictures per device and micro-batch")
     add("--learning_rate", type=command_line.positive_float, default=2e-3, help="peak rate of AdamW")
     add("--num_validation_windows", type=command_line.positive, default=128, help="held-out views to measure on")
@@ -55,25 +53,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     from artifacts import check_writable
-    from dataset_folders import dataset_folder
-    from episodes import find_latents, split_episodes
-    from model_folders import find_autoencoder
-    from presets import PRESETS, get_preset
+    from latent_data import latents_asked_for
 
-    preset = get_preset(args.preset) if args.preset else None
-    args.dataset_basepath = str(dataset_folder(args.dataset_basepath, "latents"))
-    train_paths, held_out_paths = split_episodes(find_latents(args.dataset_basepath))
-    if not held_out_paths:
-        raise BadInput(f"{args.dataset_basepath}: one episode, none left to validate on; record at least two")
-    source = args.vae_folder_or_id or args.dataset_basepath
-    _, geometry = find_autoencoder(source, preset)
-    told = preset or PRESETS.get(geometry.preset)
-    if told is None and args.frame_stride is None:
-        raise BadInput(f"{source}: made with the preset file {geometry.preset}.json; name it with --preset")
-    stride = args.frame_stride or told.frame_stride
+    data = latents_asked_for(args)
+    stride, geometry = data.frame_stride, data.geometry
     check_writable("--output_dir", Path(args.output_dir))
     command_line.print_settings(
-        args, frame_stride=stride, train_episodes=len(train_paths), validation_episodes=len(held_out_paths)
+        args,
+        frame_stride=stride,
+        train_episodes=len(data.train_paths),
+        validation_episodes=len(data.held_out_paths),
     )
 
     import torch
@@ -85,22 +74,18 @@ def main(args: argparse.Namespace) -> None:
 
     accelerator = make_accelerator(args)
     torch.manual_seed(args.seed)
-    autoencoder = load_autoencoder(source, preset=preset, device=accelerator.device)
+    autoencoder = load_autoencoder(data.autoencoder, preset=data.asked_for, device=accelerator.device)
     windows = {"frame_stride": stride, "kind": "latents", "black_moments": autoencoder.black_moments()}
     windows["with_scene"] = True
-    pictures = WindowDataset(train_paths, context_length=1, **windows)
-    walks = WindowDataset(train_paths, context_length=PAST_MOTIONS + UNROLLED, with_pictures=False, **windows)
-    held_out = WindowDataset(held_out_paths, context_length=PAST_MOTIONS + UNROLLED, **windows)
-    for dataset in (pictures, held_out):
-        if dataset.camera is None:
-            raise BadInput(
-                f"{dataset.without_scene} has no depth, or another camera than the others; record with --record_depth, "
-                "and encode again"
-            )
+    pictures = WindowDataset(data.train_paths, context_length=1, **windows)
+    windows_of_walks = {"context_length": PAST_MOTIONS + UNROLLED, **windows}
+    walks = WindowDataset(data.train_paths, with_pictures=False, **windows_of_walks)
+    held_out = WindowDataset(data.held_out_paths, **windows_of_walks)
+    for each in (pictures, held_out):
+        each.need_poses()
     if pictures.encoder_sha256 not in (None, autoencoder.encoder_sha256):
-        raise BadInput(f"{args.dataset_basepath}: latents of another encoder than {source}; name theirs")
+        raise BadInput(f"{args.dataset_basepath}: latents of another encoder than {data.autoencoder}; name theirs")
     memory = SceneMemory(
-        *autoencoder.sample_latents(autoencoder.black_moments()).shape[1:],
         num_actions=pictures.num_actions,
         padded_width=geometry.padded_width,
         padded_height=geometry.padded_height,
@@ -123,31 +108,19 @@ def main(args: argparse.Namespace) -> None:
     )
     scenes = run.batches(walks, SCENES_PER_PICTURE * args.batch_size)
     batches = run.batches(pictures, args.batch_size)
-    run.begin()
 
-    def arrived(batch: dict[str, Any]) -> dict[str, Any]:
-        return {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-
-    while True:
-        is_over = run.is_over()
-        with run.housekeeping():
-            if is_over or run.is_due(args.validation_steps):
-                validation()
-            if is_over or run.is_due(args.checkpointing_steps):
-                run.save(validation.save_model)
-        if is_over:
-            break
+    def train_step() -> None:
+        """One optimizer step."""
         for micro in range(args.gradient_accumulation_steps):
-            waited = time.monotonic()
-            batch, scene = arrived(next(batches)), arrived(next(scenes))
-            run.data_seconds += time.monotonic() - waited
+            batch, scene = run.arrived(batches), run.arrived(scenes)
             # Of random numbers for this place in the run alone, so that it resumes exactly.
             first = run.first_index(micro, args.batch_size)
             lesson = Lesson(memory, autoencoder, batch, scene, (args.seed, run.step, first))
             with accelerator.accumulate(run.model), accelerator.autocast():
                 run.update(lesson.loss(run.model))
         run.finish_step(items=global_batch)
-    run.close()
+
+    run.train(train_step, validation)
     run.write(f"wrote {validation.folder} after {run.step} steps; its views are in {run.output_dir / 'samples'}")
 
 
@@ -195,10 +168,8 @@ class Lesson:
         self.memory, self.units = memory, memory.config.camera["units_per_depth"]
         self.generator = seeded_generator("cpu", *place)
         with torch.no_grad():
-            latents = autoencoder.sample_latents(batch["moments"].float())  # (B, 2, C, h, w)
-            self.latents = latents.flatten(0, 1)
-            self.told = memory.told(batch["poses"].flatten(0, 1))
-            pixels = autoencoder.decode_latents(latents[:, -1]).float().clamp(-1, 1)
+            latents = autoencoder.sample_latents(batch["moments"][:, -1].float())  # (B, C, h, w)
+            pixels = autoencoder.decode_latents(latents).float().clamp(-1, 1)
             self.seen, self.ahead, self.target = self._surfaces(batch["poses"][:, -1], batch["depth"], pixels)
             self.points, self.is_solid, self.weights = self._along_rays(scene["poses"][:, -1], scene["depth"])
             self.poses, self.actions = scene["poses"], scene["actions"]
@@ -216,8 +187,9 @@ class Lesson:
         import torch
 
         x, y = self.memory.picture_places()
-        columns = self._random(len(x)).argsort()[:COLUMNS]
-        ahead = self.memory.cast(poses, x[columns], y)  # (B, view_rows, COLUMNS)
+        first = COLUMNS * self._random(len(x) // COLUMNS).argsort()[:STRIPS]
+        columns = (first[:, None] + torch.arange(COLUMNS, device=x.device)).flatten()
+        ahead = self.memory.cast(poses, x[columns], y)  # (B, view_rows, STRIPS * COLUMNS)
         cell = pixels.shape[-1] // depth.shape[-1]
         rows = torch.arange(len(y), device=pixels.device)
         recorded = depth[:, rows[:, None] // cell, columns // cell].float()
@@ -226,7 +198,29 @@ class Lesson:
         is_same &= (recorded > 0) & (recorded < 255)
         points = self.memory.points(poses, ahead, x[columns], y)
         colours = pixels[:, :, : len(y)][..., columns].movedim(1, 3)
+        self.is_same = is_same
         return points[is_same], ahead[is_same], colours[is_same]
+
+    def _texture(self, colours: "Tensor") -> "Tensor":
+        """By how much the contrast of colours (M, 3) about each place is not the target's, wherever there it lies; of
+        what is seen a little off each time, absolute error alone makes a blur."""
+        from torch.nn.functional import avg_pool2d
+
+        def strips(values: "Tensor") -> "Tensor":
+            """(M,) -> (B * STRIPS, 1, view_rows, COLUMNS), zero where nothing is known."""
+            picture = values.new_zeros(self.is_same.shape).masked_scatter(self.is_same, values)
+            return picture.unflatten(2, (-1, COLUMNS)).movedim(2, 1).flatten(0, 1)[:, None]
+
+        shown, real = (strips(each.float().mean(dim=1)) for each in (colours, self.target))
+        is_known = strips(self.target.new_ones(len(self.target)))
+        missed, count = 0, 0
+        for axis in (2, 3):
+            size = is_known.shape[axis] - 1
+            both = is_known.narrow(axis, 1, size) * is_known.narrow(axis, 0, size)
+            contrast = [avg_pool2d(each.diff(dim=axis).abs() * both, (AROUND, both.shape[3])) for each in (shown, real)]
+            missed = missed + (contrast[0] - contrast[1]).abs().sum()
+            count = count + avg_pool2d(both, (AROUND, both.shape[3])).sum()
+        return missed / count.clamp_min(1)
 
     def _along_rays(self, poses: "Tensor", depth: "Tensor") -> tuple["Tensor", "Tensor", "Tensor"]:
         """Points (N, 3) before and behind what was seen; which is which, (N,): 0 is free, 1 solid; and of how many map
@@ -262,15 +256,16 @@ class Lesson:
         from scene_memory import PAST_MOTIONS
 
         history = self.poses[:, : PAST_MOTIONS + 1]
-        learned = model(self.points, self.seen, self.ahead, history, self.actions, self.latents)
+        learned = model(self.points, self.seen, self.ahead, history, self.actions)
         solid = binary_cross_entropy_with_logits(
             learned.solid.float(), self.is_solid, self.weights / self.weights.mean()
         )
         missed = smooth_l1_loss(learned.motions.float(), self.motions, beta=KINK, reduction="none") * self.is_walked
-        placed = smooth_l1_loss(learned.located.float(), self.told, beta=KINK)
-        loss = SOLID_SHARE * solid + CAMERA_SHARE * missed.mean() + PLACE_SHARE * placed
-        colour = l1_loss(learned.colours.float(), self.target) if len(self.target) else 0 * learned.colours.sum()
-        return loss + colour
+        loss = SOLID_SHARE * solid + CAMERA_SHARE * missed.mean()
+        if not len(self.target):
+            return loss + 0 * learned.colours.sum()
+        texture = self._texture(learned.colours)
+        return loss + l1_loss(learned.colours.float(), self.target) + TEXTURE_SHARE * texture
 
 
 class Validation:
@@ -285,8 +280,8 @@ class Validation:
         self.indices = evenly(len(held_out), num_windows)
         self.folder = run.output_dir / "scene_memory"
 
-    def __call__(self) -> None:
-        """Logs PSNR of remembered views, and errors of depth, of the camera's way and of where a frame was taken."""
+    def __call__(self, *, is_last: bool) -> None:
+        """Logs PSNR of remembered views, and errors of depth and of the camera's way."""
         if not self.run.accelerator.is_main_process:
             return
         import numpy as np
@@ -318,13 +313,11 @@ class Validation:
                     pose = after_motions(pose, motion)
                 way = torch.cat([(pose - poses[:, -1])[:, :2].norm(dim=1), _turned(pose, poses[:, -1])])
                 way = torch.where(is_walked.all(), way, torch.nan)
-                located = self.memory.locate(latents)
-                place = torch.cat([(located - poses[:, -1])[:, :2].norm(dim=1), _turned(located, poses[:, -1])])
-                figures.append([float(-10 * error.clamp_min(1e-6).log10()), float(off), *way.tolist(), *place.tolist()])
+                figures.append([float(-10 * error.clamp_min(1e-6).log10()), float(off), *way.tolist()])
                 if len(pairs) < 12:
                     pairs.append(torch.cat([pixels[0], view.pixels[0]], dim=1))
         median = torch.tensor(figures).nanmedian(dim=0).values.tolist()
-        names = ("view_psnr_db", "depth_error_share", "way_units", "way_degrees", "place_units", "place_degrees")
+        names = ("view_psnr_db", "depth_error_share", "way_units", "way_degrees")
         found = {name: value for name, value in zip(names, median, strict=True) if value == value}
         self.run.log(**found)
         rows = [torch.cat(pairs[first : first + 6], dim=2) for first in range(0, len(pairs) - len(pairs) % 6 or 1, 6)]

@@ -15,7 +15,6 @@ there is no text. The same command again resumes exactly where the last checkpoi
 import argparse
 import dataclasses
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -176,6 +175,7 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
     from artifacts import sha256_of_tensors
     from data_loader import WindowDataset
     from model import LoadedWorldModel, load_autoencoder, load_motion, make_scheduler
+    from model_folders import remembers
     from motion import MOVER_VERSION
     from pretrained import finished_world_model, new_world_model
     from training import TrainingRun, make_accelerator
@@ -190,6 +190,7 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         "frame_stride": preset.frame_stride,
         "kind": kind,
         "legacy_alignment": args.legacy_alignment,
+        "with_scene": any(map(remembers, (plan.motion_folder, plan.world_model_folder))),
     }
     autoencoder = load_autoencoder(plan.autoencoder, preset=preset, device=accelerator.device)
     windows["black_moments"] = autoencoder.black_moments()
@@ -205,9 +206,12 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         name = args.dataset_basepath
         world_model, config = finished_world_model(plan.world_model_folder, preset, dataset, name, plan.autoencoder)
     if plan.motion_folder is not None:
-        motion = load_motion(plan.motion_folder, config.num_actions, config.encoder_sha256)
-        world_model.move_with(motion, autoencoder)
+        motion, memory = load_motion(plan.motion_folder, config.num_actions, config.encoder_sha256)
+        world_model.move_with(motion, autoencoder, memory)
         config = dataclasses.replace(config, has_motion=True)
+    if world_model.memory is not None:
+        for each in (dataset, held_out):
+            world_model.memory.check(each, autoencoder.geometry)
     if args.gradient_checkpointing:
         world_model.unet.enable_gradient_checkpointing()
     global_batch = plan.batch_size * accelerator.num_processes * args.gradient_accumulation_steps
@@ -224,7 +228,7 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         "event_share": args.event_share,
     }
     mover = world_model.mover
-    identity["motion_sha256"] = sha256_of_tensors(mover.motion.state_dict(), {}) if mover is not None else None
+    identity["motion_sha256"] = sha256_of_tensors(mover.own_weights(), {}) if mover is not None else None
     identity["mover"] = MOVER_VERSION if mover is not None else None
     if plan.pretrained is not None:  # the shape of what was loaded, wherever it lies
         identity["unet"] = {k: v for k, v in world_model.unet.config.items() if not k.startswith("_")}
@@ -246,9 +250,7 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
     def train_step() -> None:
         """One optimizer step."""
         for micro in range(args.gradient_accumulation_steps):
-            waited = time.monotonic()
-            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(batches).items()}
-            run.data_seconds += time.monotonic() - waited
+            batch = run.arrived(batches)
             with accelerator.accumulate(run.model), accelerator.autocast():
                 run.update(loss_of(run, batch, micro, preset, plan.batch_size, autoencoder, scheduler))
         run.finish_step(items=global_batch)
@@ -264,19 +266,7 @@ def train(args: argparse.Namespace, plan: Plan) -> None:
         f"{sum(p.numel() for p in run.parameters) / 1e6:.1f}M parameters, {len(dataset)} windows, "
         f"global batch {global_batch}"
     )
-    run.begin()
-    while True:
-        is_over = run.is_over()
-        with run.housekeeping():
-            is_untouched = run.step == 0 and plan.world_model_folder is not None  # what there is to improve on
-            if is_over or is_untouched or run.is_due(args.validation_steps):
-                validation(is_last=is_over)  # before the checkpoint, whose numbers are then all there
-            if is_over or run.is_due(args.checkpointing_steps):
-                run.save(validation.save_model)
-        if is_over:
-            break
-        train_step()
-    run.close()
+    run.train(train_step, validation, measures_first=plan.world_model_folder is not None)
     run.write(
         f"wrote {validation.folder} after {run.step} steps; roll it out: python run_autoregressive.py "
         f"--dataset_basepath {args.dataset_basepath} --unet_model_folder {validation.folder}"

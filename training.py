@@ -252,7 +252,37 @@ class TrainingRun:
         """Whether housekeeping done every so many steps falls on this one; never on the step a session starts at."""
         return self.step > self.first_step and self.step % every == 0
 
+    def train(self, train_step: Callable[[], None], validation: Any, *, measures_first: bool = False) -> None:
+        """From where the run is to its end: `train_step` by `train_step`, measured and saved whenever that is due.
+
+        validation: called with is_last, and saves the model with `save_model`.  measures_first: before the first step
+        too, what there is to improve on."""
+        self.begin()
+        while True:
+            is_over = self.is_over()
+            with self.housekeeping():
+                is_untouched = measures_first and self.step == 0
+                if is_over or is_untouched or self.is_due(self.args.validation_steps):
+                    validation(is_last=is_over)  # before the checkpoint, whose numbers are then all there
+                if is_over or self.is_due(self.args.checkpointing_steps):
+                    self.save(validation.save_model)
+            if is_over:
+                break
+            train_step()
+        self.close()
+
     # ------------------------------------------------------------------ one step
+
+    def arrived(self, batches: Iterator[Any]) -> Any:
+        """The next of some batches, a tensor or tensors by name, on the device; the wait for it counts as data's."""
+        waited = time.monotonic()
+        batch = next(batches)
+        if isinstance(batch, dict):
+            batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
+        else:
+            batch = batch.to(self.accelerator.device, non_blocking=True)
+        self.data_seconds += time.monotonic() - waited
+        return batch
 
     def update(self, loss: Tensor) -> None:
         """Backward, clip at 1.0, optimizer step; under `accelerator.accumulate` only the last micro-step moves them."""

@@ -20,6 +20,7 @@ from engine import GameEngine
 from metrics import format_rows, mean_frame, measure_rows
 from model import Autoencoder, LoadedWorldModel, StartContexts, WorldModelConfig
 from pictures import side_by_side, write_gif
+from scene_memory import SceneMemory
 
 if TYPE_CHECKING:
     from training import TrainingRun
@@ -33,6 +34,7 @@ class Stretches:
     """S stretches of play: L context frames, then N frames to predict.
 
     latents: (S, L + N, C, h, w) scaled, the posterior's mode.  actions: (S, L + N - 1) int64, recorded.
+    poses: float32 (S, L + N, 4), where the data set tells them.
     real: uint8 (S, 1 + N, H, W, 3), the last context frame and the N after it at the model's frame size; None where the
     recorded episodes are gone.
     """
@@ -40,6 +42,7 @@ class Stretches:
     latents: Tensor
     actions: Tensor
     real: np.ndarray | None
+    poses: Tensor | None = None
 
 
 @torch.no_grad()
@@ -57,11 +60,21 @@ def read_stretches(dataset: WindowDataset, autoencoder: Autoencoder, indices: Se
         real.append(None if frames is None else autoencoder.resize_frames(frames).cpu().numpy())
     is_complete = all(frames is not None for frames in real)
     actions = torch.stack([item["actions"] for item in items])
-    return Stretches(torch.stack(latents), actions, np.stack(real) if is_complete else None)
+    poses = torch.stack([item["poses"] for item in items]) if "poses" in items[0] else None
+    return Stretches(torch.stack(latents), actions, np.stack(real) if is_complete else None, poses)
 
 
-def check_dataset(dataset: WindowDataset, config: WorldModelConfig, dataset_name: str, model_name: str) -> None:
-    """Raises BadInput where latents are of another encoder, or actions are not those of the model's table."""
+def check_dataset(
+    dataset: WindowDataset,
+    config: WorldModelConfig,
+    dataset_name: str,
+    model_name: str,
+    memory: SceneMemory | None = None,
+) -> None:
+    """Raises BadInput where latents are of another encoder, actions are not those of the model's table, or the data
+    does not go with the model's memory of the map, where it has one."""
+    if memory is not None:
+        memory.check(dataset, config.geometry)
     ours, theirs = config.encoder_sha256, dataset.encoder_sha256
     if theirs and theirs != ours:
         raise BadInput(
@@ -113,13 +126,21 @@ def start_contexts(dataset: WindowDataset, autoencoder: Autoencoder, wanted: int
     loud = set(dataset.event_windows().tolist())
     quiet = [index for index in whole if index not in loud] or whole
     stretches = read_stretches(dataset, autoencoder, [quiet[i] for i in evenly(len(quiet), wanted)], 1)
-    return StartContexts(stretches.latents[:, :-1], stretches.actions[:, :-1])
+    poses = None if stretches.poses is None else stretches.poses[:, :-1]
+    return StartContexts(stretches.latents[:, :-1], stretches.actions[:, :-1], poses)
+
+
+def take_up(engine: GameEngine, stretches: Stretches, seeds: Sequence[int]) -> None:
+    """Resets an engine to the context frames of stretches."""
+    length = engine.config.context_length
+    poses = None if stretches.poses is None else stretches.poses[:, :length]
+    engine.reset(stretches.latents[:, :length], stretches.actions[:, : length - 1], seeds, poses)
 
 
 def roll_out(engine: GameEngine, stretches: Stretches, seeds: Sequence[int]) -> np.ndarray:
     """The model's own N frames after each context, led by the recorded actions: uint8 (S, N, H, W, 3)."""
     length = engine.config.context_length
-    engine.reset(stretches.latents[:, :length], stretches.actions[:, : length - 1], seeds)
+    take_up(engine, stretches, seeds)
     steps = range(length - 1, stretches.actions.shape[1])
     return np.stack([engine.step(stretches.actions[:, step]) for step in steps], axis=1)
 

@@ -38,10 +38,10 @@ def loss_of(
     latents = to_latents(batch, autoencoder, draws.posterior_eps)  # (B, L + K + 1, C, h, w)
     actions = batch["actions"]
     if own_frames:
-        latents, actions = draw_own_frames(run, latents, actions, micro, preset, scheduler)
+        latents, actions = draw_own_frames(run, latents, actions, micro, preset, scheduler, batch.get("poses"))
         draws.context_eps = draws.context_eps[:, own_frames:]
     world_model = run.accelerator.unwrap_model(run.model, keep_torch_compile=False)
-    moved = world_model.moved(latents[:, :-1], actions)
+    moved = world_model.moved(latents[:, :-1], actions, *world_model.ahead(batch.get("poses")))
     latents = torch.cat([moved.context, latents[:, -1:]], dim=1)
     return training_loss(
         run.model,
@@ -56,7 +56,13 @@ def loss_of(
 
 
 def draw_own_frames(
-    run: TrainingRun, latents: Tensor, actions: Tensor, micro: int, preset: Preset, scheduler: DDIMScheduler
+    run: TrainingRun,
+    latents: Tensor,
+    actions: Tensor,
+    micro: int,
+    preset: Preset,
+    scheduler: DDIMScheduler,
+    poses: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """(B, L + K + 1) latents and (B, L + K) actions -> (B, L + 1) and (B, L), none to K context frames the model's own.
 
@@ -77,8 +83,15 @@ def draw_own_frames(
         ]
     )
     world_model = run.accelerator.unwrap_model(run.model)
-    steps = preset.num_inference_steps
-    return with_own_frames(world_model, scheduler, latents, actions, noise, num_inference_steps=steps)
+    return with_own_frames(
+        world_model,
+        scheduler,
+        latents,
+        actions,
+        noise,
+        num_inference_steps=preset.num_inference_steps,
+        poses=poses,
+    )
 
 
 def to_latents(batch: dict[str, Tensor], autoencoder: Autoencoder, posterior_eps: Tensor) -> Tensor:

@@ -180,6 +180,11 @@ class DoomEnv(gymnasium.Env):
         """Where the player is: x and y in map units, and the angle in degrees, 90 to the north."""
         return self._values["POSITION_X"], self._values["POSITION_Y"], self._values["ANGLE"]
 
+    def camera_pose(self) -> tuple[float, float, float, float]:
+        """Where the picture was seen from: x, y and height in map units, and the angle as `pose` has it."""
+        x, y, angle = self.pose()
+        return x, y, self._values["CAMERA_POSITION_Z"], angle
+
     def render(self) -> np.ndarray:
         """The current screen, uint8 (H, W, 3); black before the first reset."""
         return self._frame

@@ -18,6 +18,8 @@ HELD_OUT = {
     "ceiling_detail": "their detail; 1 is the real game's",
     "model_psnr_db": "one step ahead on held-out play, PSNR in dB",
     "model_detail": "its detail; 1 is the real game's",
+    "view_psnr_db": "held-out views from the recorded pose, PSNR in dB",
+    "way_units": "eight frames ahead, how far off the camera, map units",
     "moved_db": "last held-out frame moved ahead, PSNR to the next one in dB",
     "flow_error_pixels": "how far its flow is off, in pixels",
 }

@@ -534,6 +534,7 @@ def test_a_replay_leads_the_dream_with_its_actions_beside_its_own_frames(tmp_pat
 def test_recorded_keys_in_the_real_game_give_the_recorded_frames_again(tmp_path: Path) -> None:
     flags = ("--policy", "random", "--episode_tics", 160, "--screen_resolution", "RES_160X120", "--level", 3)
     flags += ("--image_format", "png", "--num_workers", 1, "--output_dir", tmp_path / "play", "--seed", 5)
+    flags += ("--record_depth",)
     succeed("load_model_generate_dataset.py", *flags)
     path = next((tmp_path / "play").rglob("episode_*.parquet"))
     model = doom_model()
@@ -553,6 +554,11 @@ def test_recorded_keys_in_the_real_game_give_the_recorded_frames_again(tmp_path:
     recorded_frames = table.loop.engine.autoencoder.resize_frames(episode.read_frames(rows[-len(shown) :])).numpy()
     assert np.abs(recorded_frames[-1].astype(int) - recorded_frames[0]).mean() > 1
     assert np.array_equal(np.stack(shown), recorded_frames)
+    (replay,) = find_replays([path], facts_of(model))
+    poses = ReplayedEpisode(replay, first_frames=4).poses
+    places = [moment.pose for moment in player.beside.recent]
+    assert np.allclose(places, poses[len(actions) + 1 - len(places) : len(actions) + 1], atol=1e-3)
+    assert None not in places and len(set(places)) > 1, "where it was seen from, which a memory of the map asks for"
 
 
 def test_episodes_that_do_not_go_with_the_model_are_named(tmp_path: Path) -> None:
@@ -577,7 +583,7 @@ def test_a_short_episode_begins_from_half_of_its_frames(tmp_path: Path) -> None:
     assert [int(frame.mean()) for frame in episode.first_frames] == [0, 4] and episode.first_actions == [0]
     rest = []
     while episode.action is not None:
-        rest.append(int(episode.next_frame().mean()))
+        rest.append(int(episode.next_frame()[0].mean()))
     assert rest == [8, 12]
     episode.close()
 

@@ -35,6 +35,7 @@ ROWS = [  # script, flag, what it says offline
     ("train_motion.py", "--dataset_basepath", DATA),
     ("train_motion.py", "--pretrained_model_name_or_path", MODEL),
     ("train_motion.py", "--vae_folder_or_id", MODEL),
+    ("train_motion.py", "--scene_memory_folder", MODEL),
     ("train_scene_memory.py", "--dataset_basepath", DATA),
     ("train_scene_memory.py", "--vae_folder_or_id", MODEL),
     ("run_autoregressive.py", "--unet_model_folder", MODEL),

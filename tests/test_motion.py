@@ -151,7 +151,8 @@ def test_it_learns_where_the_moved_frame_is_not_to_be_trusted() -> None:
 def test_only_what_moves_is_drawn_anew() -> None:
     context, actions = torch.randn(2, 4, *SHAPE), torch.randint(0, 3, (2, 4))
     still = MotionModel(*SHAPE, num_actions=3, width=8)  # nothing moves before it has learnt anything
-    assert Mover(still, tiny_autoencoder())(context, actions)[0].equal(context)
+    pixels = tiny_autoencoder().decode_latents(context[:, -1])
+    assert Mover(still, tiny_autoencoder())(context, actions, pixels)[0].equal(context)
     half = motion()
     half.flow_of_keys.weight.zero_()
     half.flow_of_keys.bias.copy_(torch.tensor([1.0, 0.0])[:, None, None].expand(2, 8, 10).flatten())
@@ -160,9 +161,9 @@ def test_only_what_moves_is_drawn_anew() -> None:
     for expected, kept in ((0.4, NEWS), (1.2, 0)):
         between = torch.tensor(np.log(expected / LEAST_STD) / np.log(MOST_STD / LEAST_STD))
         half.conv_std.bias.fill_(float(torch.logit(between)))
-        _, std, tolerance = Mover(half, tiny_autoencoder())(context, actions)
+        _, std, tolerance = Mover(half, tiny_autoencoder())(context, actions, pixels)
         assert torch.allclose(std, torch.tensor(expected)) and (tolerance == kept).all()
-    moved = Mover(half, tiny_autoencoder())(context, actions).context
+    moved = Mover(half, tiny_autoencoder())(context, actions, pixels).context
     assert moved[:, :-1].equal(context[:, :-1]) and moved[:, -1, :, 5:].equal(context[:, -1, :, 5:])
     assert not torch.isclose(moved[:, -1, :, :3], context[:, -1, :, :3]).any()
 
@@ -220,7 +221,7 @@ def test_every_back_end_moves_the_frame_alike(monkeypatch: pytest.MonkeyPatch) -
         engine.use(2, 1.5, 0)
     frames = [played(engine).astype(np.float64) / 255 for engine in (plain, onnx, compiled)]
     assert np.abs(frames[0] - frames[1]).mean() < 1 / 255 and np.abs(frames[0] - frames[2]).mean() < 4 / 255
-    plain.backend.moved = lambda *seen: plain.world_model.moved(*seen)._replace(std=None, tolerance=None)
+    plain.backend.moved = lambda *seen: plain.world_model.moved(*seen[:2])._replace(std=None, tolerance=None)
     assert np.abs(frames[0] - played(plain) / 255).mean() > 4 / 255  # the prior does count
 
 
@@ -258,7 +259,7 @@ def test_both_who_draw_keep_the_moved_frame_within_its_tolerance() -> None:
     last = moved.context[:, -1]
     for tolerance, is_kept in ((1e9, True), (0.0, False)):
         held = moved._replace(tolerance=torch.full_like(moved.std, tolerance))
-        loaded.world_model.moved = lambda context, actions, held=held: held
+        loaded.world_model.moved = lambda *seen, held=held, **at_hand: held
         engine = GameEngine(loaded)
         engine.reset(latents[:, :4], actions[:, :3], [5])
         noise = engine._noise(0, torch.Size(SHAPE))[:, None]

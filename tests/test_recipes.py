@@ -99,7 +99,7 @@ def test_the_small_recipe_makes_a_playable_model_and_goes_on_where_it_stopped(tm
     assert "windows with depth" in done.stdout and done.stdout.count("windows show an event") == 2
     loaded = load_world_model(tmp_path / "out/world_model_run")
     tuned = load_autoencoder(tmp_path / "out/decoder").vae.state_dict()
-    assert loaded.config.has_motion and len(loaded.start_contexts.latents) == 12
+    assert loaded.world_model.memory is not None and len(loaded.start_contexts.latents) == 8
     assert all(tuned[name].equal(tensor) for name, tensor in loaded.autoencoder.vae.state_dict().items())
     more = ["2" if word == 1 else word for word in words]
     again = recipe("train_diffusion_scripts/small.sh", *more, cwd=tmp_path)

@@ -25,7 +25,7 @@ from stage_one import call
 from tiny_models import tiny_world_model
 
 from engine import GameEngine
-from episodes import Episode, find_episodes
+from episodes import POSE_COLUMNS, Episode, find_episodes
 from metrics import psnr
 from model import load_world_model
 from real_game import policy_facts, shipped_policy
@@ -55,7 +55,7 @@ def test_what_ships_is_whole_small_exact_and_names_no_machine() -> None:
     for path in files:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as tensors:
-                dtypes = {tensors.get_tensor(name).dtype for name in tensors.keys()}  # noqa: SIM118
+                dtypes = {tensors.get_tensor(name).dtype for name in tensors.keys() if name != "poses"}  # noqa: SIM118
             assert dtypes <= {torch.float16, torch.int64} or path.parent == SHIPPED and path.name.startswith("action_")
         elif path.suffix == ".json":
             assert not re.search(r"/(home|root|tmp|work|Users)\b", path.read_text()), path
@@ -65,7 +65,7 @@ def test_what_ships_is_whole_small_exact_and_names_no_machine() -> None:
     assert (
         loaded.config.geometry.preset == "small" and loaded.config.trained_steps > 0 and loaded.config.frame_stride == 2
     )
-    assert len(loaded.start_contexts.latents) >= 4
+    assert len(loaded.start_contexts.latents) >= 4 and loaded.world_model.memory is not None
 
 
 def test_what_ships_knows_the_game_that_is_installed(tmp_path: Path) -> None:
@@ -74,7 +74,8 @@ def test_what_ships_knows_the_game_that_is_installed(tmp_path: Path) -> None:
         "--policy explore --episodes 1 --episode_tics 700 --level 2 --bots 4 --seed 123 --screen_resolution RES_160X120"
     )
     recorder = REPOSITORY / "ViZDoomPPO/load_model_generate_dataset.py"
-    answer = call(recorder, *flags.split(), "--record_stride", 2, "--output", "parquet", "--output_dir", tmp_path)
+    flags += " --record_stride 2 --record_depth --output parquet"
+    answer = call(recorder, *flags.split(), "--output_dir", tmp_path)
     assert answer.returncode == 0, answer.stderr[-2000:]
     loaded = load_world_model(SHIPPED)
     engine = GameEngine(loaded)
@@ -82,6 +83,8 @@ def test_what_ships_knows_the_game_that_is_installed(tmp_path: Path) -> None:
     with closing(Episode(path)) as episode:
         frames = episode.read_frames(range(350))
         actions = torch.from_numpy(episode.columns(["actions"])["actions"]).long()
+        places = episode.columns(POSE_COLUMNS)
+    poses = np.stack([places[name] for name in POSE_COLUMNS], axis=1).astype(np.float32)
     assert psnr(loaded.autoencoder.reconstruct(frames[::5]), frames[::5]).mean() > 25
     turning = [row["id"] for row in loaded.config.action_table if row["buttons"] in (["TURN_LEFT"], ["TURN_RIGHT"])]
     length = loaded.config.context_length
@@ -89,10 +92,11 @@ def test_what_ships_knows_the_game_that_is_installed(tmp_path: Path) -> None:
     assert len(last) == 24
     latents = engine.encode_frames(frames)
     windows = torch.tensor([list(range(t - length + 1, t + 1)) for t in last])
-    engine.reset(latents[windows], actions[windows[:, :-1]], list(range(24)))
+    beginning = (latents[windows], actions[windows[:, :-1]], list(range(24)), torch.from_numpy(poses)[windows])
+    engine.reset(*beginning)
     dreamed = engine.step(actions[torch.tensor(last)])
     runtime = GameEngine(loaded, backend="onnx")
-    runtime.reset(latents[windows], actions[windows[:, :-1]], list(range(24)))
+    runtime.reset(*beginning)
     exported = runtime.step(actions[torch.tensor(last)])
     assert np.abs(dreamed.astype(np.float64) - exported).mean() < 1
     next_frames = frames[[t + 1 for t in last]]

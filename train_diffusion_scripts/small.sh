@@ -4,7 +4,8 @@
 # that stage has begun (the autoencoder under its latents, decoder and motion under the world model), so that a larger budget
 # goes to the last one.
 # Of an agent's training, in a local folder as record_small.sh makes it, every fourth episode is encoded, which is more than
-# these steps look at; THIN=training/train=2 takes every second one, THIN= all.
+# these steps look at; THIN=training/train=2 takes every second one, THIN= all. MEMORY=no makes a model without a memory of
+# the map: for play recorded without --record_depth, or in many maps.
 #   sh train_diffusion_scripts/small.sh EPISODES [OUT [flags of every trainer]]
 #   sh train_diffusion_scripts/small.sh episodes runs/small --max_train_minutes 60      (60 for each of them)
 set -eu
@@ -20,6 +21,29 @@ shift
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=python
     [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
+fi
+
+if [ "${MEMORY:-yes}" != no ]; then  # else it would be found out after half an hour
+    PYTHONPATH=$root "$PYTHON" - "$episodes" <<'PYTHON'
+import sys
+
+import command_line
+from command_line import BadInput
+from dataset_folders import dataset_folder
+from episodes import find_episodes, inspect_episode
+
+
+def main(args):
+    for path in find_episodes(dataset_folder(args.episodes, "episodes")):
+        if not inspect_episode(path).metadata.get("camera"):
+            raise BadInput(f"{path} has no depth; record with --record_depth, or say MEMORY=no")
+
+
+sys.argv[0] = "small.sh"
+arguments = command_line.parser("")
+arguments.add_argument("episodes")
+command_line.run(main, arguments)
+PYTHON
 fi
 
 # A CPU that knows bfloat16 is faster with --mixed_precision bf16, which encoding follows.
@@ -45,14 +69,24 @@ thin=${THIN-training/train=4}
 # The decoder before what looks through it: a frame is decoded, moved and encoded again whenever the next one is drawn.
 if [ ! -f "$out/world_model_run/run.json" ]; then
     PYTHON=$PYTHON sh "$root/finetune_vae_scripts/small.sh" "$episodes" "$out" "$@"
-    "$PYTHON" "$root/train_motion.py" --dataset_basepath "$out/latents" --output_dir "$out/motion" --channels_last yes \
-        --vae_folder_or_id "$out/decoder" --batch_size 64 --max_train_steps 2600 --learning_rate 2e-3 \
-        --lr_scheduler cosine --ema_decay 0.98 --event_share 0.2 --save_dtype float16 "$@"
+    train_motion() {
+        "$PYTHON" "$root/train_motion.py" --dataset_basepath "$out/latents" --output_dir "$out/motion" --channels_last yes \
+            --vae_folder_or_id "$out/decoder" --learning_rate 2e-3 --lr_scheduler cosine --ema_decay 0.98 \
+            --event_share 0.2 --save_dtype float16 "$@"
+    }
+    if [ "${MEMORY:-yes}" = no ]; then
+        train_motion --batch_size 64 --max_train_steps 2600 "$@"
+    else
+        "$PYTHON" "$root/train_scene_memory.py" --dataset_basepath "$out/latents" --output_dir "$out/scene_memory" \
+            --vae_folder_or_id "$out/decoder" --max_train_steps 2000 --lr_scheduler cosine --ema_decay 0.98 \
+            --save_dtype float16 "$@"
+        train_motion --scene_memory_folder "$out/scene_memory" --max_train_steps 1000 "$@"
+    fi
 fi
 
 # Against drift some of the last frames are drawn by the model itself; what is rare is seen more often than it happens.
 "$PYTHON" "$root/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
     --preset small --vae_folder_or_id "$out/decoder" --motion_folder "$out/motion" --channels_last yes \
-    --max_train_steps 6000 --learning_rate 8e-4 --lr_scheduler cosine --ema_decay 0.998 --context_noise 0.3 \
-    --own_frames 3 --own_frames_share 0.25 --event_share 0.4 --num_start_contexts 12 --save_dtype float16 "$@"
+    --max_train_steps 2600 --learning_rate 8e-4 --lr_scheduler cosine --ema_decay 0.998 --context_noise 0.3 \
+    --own_frames 3 --own_frames_share 0.25 --event_share 0.4 --num_start_contexts 8 --save_dtype float16 "$@"
 echo "a playable model: $out/world_model_run/world_model"
