@@ -546,6 +546,7 @@ def test_recorded_keys_in_the_real_game_give_the_recorded_frames_again(tmp_path:
     table.serve_until(player, lambda: len(player.mailbox.pictures) > 25, "it goes on")
     until(lambda: table.loop.besides.deliver(player), "the last frame's real one comes")
     shown = [moment.frame for moment in player.beside.recent]
+    places = [moment.pose for moment in player.beside.recent]
     actions = [moment.action for moment in player.history][1:]
     table.loop.besides.close()
     episode = Episode(path)
@@ -556,7 +557,6 @@ def test_recorded_keys_in_the_real_game_give_the_recorded_frames_again(tmp_path:
     assert np.array_equal(np.stack(shown), recorded_frames)
     (replay,) = find_replays([path], facts_of(model))
     poses = ReplayedEpisode(replay, first_frames=4).poses
-    places = [moment.pose for moment in player.beside.recent]
     assert np.allclose(places, poses[len(actions) + 1 - len(places) : len(actions) + 1], atol=1e-3)
     assert None not in places and len(set(places)) > 1, "where it was seen from, which a memory of the map asks for"
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from data_loader import WindowDataset
 from engine import GameEngine
 from model import Autoencoder, Geometry, LoadedWorldModel, WorldModelConfig, make_scheduler
-from motion import Moved
 from obedience import FIRE, TURNS, WALKS, ammo_change, find_holds, flash, measure_obedience, spread_px, turn_px
 
 WIDTH, HEIGHT = 160, 120
@@ -103,9 +102,7 @@ class Obeying(nn.Module):
     def __init__(self, reaction: Reaction) -> None:
         super().__init__()
         self.reaction = reaction
-
-    def moved(self, context: Tensor, actions: Tensor) -> Moved:
-        return Moved(context, None, None)
+        self.mover = self.memory = None
 
     def forward(self, noised: Tensor, timesteps: Tensor, context: Tensor, actions: Tensor, buckets: Tensor) -> Tensor:
         pairs = zip(context[:, -1], actions[:, -1].tolist(), strict=True)
