@@ -501,29 +501,26 @@ def _read_motion(folder: Path) -> tuple[MotionModel, SceneMemory | None]:
     """The motion model in a folder, and the memory of the map that it goes with, if it has one.
 
     BadInput where one does not load, or is of another version of this program."""
-    config = read_json(folder / "config.json")
-    if (version := config.get("version")) != MOTION_VERSION:
-        raise BadInput(
-            f"{folder}: a motion model of version {version}, this program reads {MOTION_VERSION}; train it again with "
-            "train_motion.py, and the world model with that"
-        )
-    try:
-        motion = read_diffusers_folder(MotionModel, folder)
-    except Exception as error:
-        raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
+    cure = "train_motion.py, and the world model with that"
+    motion = _read_versioned(MotionModel, folder, MOTION_VERSION, "a motion model", cure)
     return motion, read_scene_memory(folder / "scene_memory") if motion.config.has_memory else None
 
 
 def read_scene_memory(folder: Path) -> SceneMemory:
     """The memory of a map in a folder. BadInput where it does not load, or is of another version of this program."""
-    config = read_json(folder / "config.json")
-    if (version := config.get("version")) != SCENE_MEMORY_VERSION:
-        raise BadInput(
-            f"{folder}: a memory of version {version}, this program reads {SCENE_MEMORY_VERSION}; train it again with "
-            "train_scene_memory.py, and what was made with it"
-        )
+    cure = "train_scene_memory.py, and what was made with it"
+    return _read_versioned(SceneMemory, folder, SCENE_MEMORY_VERSION, "a memory", cure)
+
+
+def _read_versioned(model_class: type, folder: Path, version: int, what: str, cure: str) -> nn.Module:
+    """A diffusers model of ours, whose config tells the version of its architecture. BadInput for any other.
+
+    what: it is.  cure: what trains it again."""
+    theirs = read_json(folder / "config.json").get("version")
+    if theirs != version:
+        raise BadInput(f"{folder}: {what} of version {theirs}, this program reads {version}; train it again with {cure}")
     try:
-        return read_diffusers_folder(SceneMemory, folder)
+        return read_diffusers_folder(model_class, folder)
     except Exception as error:
         raise BadInput(f"{folder}: weights do not load ({first_line(error)}); copy the folder again") from None
 
