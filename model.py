@@ -518,7 +518,8 @@ def _read_versioned(model_class: type, folder: Path, version: int, what: str, cu
     what: it is.  cure: what trains it again."""
     theirs = read_json(folder / "config.json").get("version")
     if theirs != version:
-        raise BadInput(f"{folder}: {what} of version {theirs}, this program reads {version}; train it again with {cure}")
+        told = f"{what} of version {theirs}, this program reads {version}"
+        raise BadInput(f"{folder}: {told}; train it again with {cure}")
     try:
         return read_diffusers_folder(model_class, folder)
     except Exception as error:
