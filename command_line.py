@@ -61,6 +61,19 @@ def add_event_flag(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def add_own_frames_flags(arguments: argparse.ArgumentParser) -> None:
+    """--own_frames and --own_frames_share of the trainers whose model plays on from what it drew."""
+    arguments.add_argument(
+        "--own_frames",
+        type=not_negative,
+        default=0,
+        metavar="K",
+        help="let the model draw the last 1 to K past frames of --own_frames_share of all steps itself, against drift; "
+        "for the end of a training",
+    )
+    arguments.add_argument("--own_frames_share", type=fraction, default=0.5, help="see --own_frames")
+
+
 def add_device_flag(arguments: argparse.ArgumentParser) -> None:
     """Adds `--device`, spelled the same in every script."""
     arguments.add_argument(

@@ -12,11 +12,12 @@ It also says how far off the moved frame may be, cell by cell: next to nothing w
 something comes into view. That is the prior about which the world model draws. Where it is below `SURE_STD` the moved
 frame stands, unless what the UNet draws differs from it by more than `NEWS`, as a muzzle flash does; the UNet makes up
 the rest. Flow-warped prediction: Finn et al. 2016, "Unsupervised Learning for Physical Interaction through Video
-Prediction"; its loss is photometric, over a pyramid (Yu et al. 2016, "Back to Basics"), and that of the errors to
-expect a Gaussian likelihood (Nix & Weigend 1994).
+Prediction". Its losses: motion_loss.py.
 
 Over a memory of the map (scene_memory.py) the flow of what stands still is known, and so is what comes into view: the
-model then tells which places are not of the world, and how much of what differs from the memory is to be believed.
+model then tells which places are not of the world, and how much of what differs from the memory is to be believed. And
+it draws what changes without moving, a weapon that fires, a digit that falls, as Doom does its own: pixel by pixel over
+the moved picture or not at all (`Redrawn`), for the mean of a flash and none is neither.
 
 Turning is learned from pictures alone; walking, whose flow depends on how far everything is, from the true flow of
 recorded scenes (scenes.py), as a few fields over the picture of which the frame as a whole tells the amounts.
@@ -36,8 +37,6 @@ from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pixel_shuf
 MOTION_VERSION = 2
 MOVER_VERSION = 6  # of how a frame is moved, raised where the same weights move it differently
 SEEN_FRAMES = 4
-PYRAMID = (1, 2, 4, 8, 16)  # pixels averaged before comparing: a far shift is only felt in a coarse picture
-SMOOTHNESS = 0.2
 UNITS = 0.1  # of the picture's half size, in which networks speak of flow
 LEAST_STD, MOST_STD = 0.03, 1.5  # of latents, whose own standard deviation is about 1
 SURE_STD = 1.0  # below it the moved cell is kept: a network draws the mean of what it might be, a blur
@@ -47,6 +46,8 @@ SIDES = 6
 EVERY = 2  # of a sketch's pixels and rows so many are compared: half the time of a training step was comparing
 MATCH_UNITS = 5.0  # by which differences of matches are brought to the size of latents
 NEWS = 1.0  # root mean square of latents, by which what is drawn must differ from a kept cell to be taken
+DRAWN_CHANNELS = 4  # a redrawn pixel's colour, and by what logit it is taken
+MOVES_AT_FIRST = -2.0  # that logit's bias at random weights
 MEMORY_CHANNELS = 5  # of what a memory of the map tells each cell, see `told_of`
 GROUPS = 8
 REGIONS = (2, 4)  # rows and columns of them, of whose matches the whole is told
@@ -77,6 +78,17 @@ class _Residual(nn.Module):
         return features + self.second(silu(inner))
 
 
+class Redrawn(NamedTuple):
+    """What is drawn anew over B moved pictures, float32."""
+
+    pixels: Tensor  # (B, 3, H', W'), about [-1, 1]
+    logit: Tensor  # (B, 1, H', W'): above zero a pixel is rather this one than the moved one
+
+    def over(self, moved: Tensor) -> Tensor:
+        """Moved pixels (B, 3, H', W') -> the next picture in [-1, 1]: either way's pixels, never a mixture."""
+        return torch.where(self.logit > 0, self.pixels.clamp(-1, 1), moved)
+
+
 class MotionModel(ModelMixin, ConfigMixin):
     """Optical flow of the next frame from the last `seen_frames` latents and the actions chosen on seeing them."""
 
@@ -92,12 +104,16 @@ class MotionModel(ModelMixin, ConfigMixin):
         embedding_dim: int = 32,
         flow_per_cell: int = 2,
         has_memory: bool = False,
+        pixels_per_cell: int | None = None,
         frame_stride: int | None = None,
         encoder_sha256: str | None = None,
         version: int = MOTION_VERSION,
     ) -> None:
         """has_memory: what stands still is moved as a memory of the map says (scene_memory.py); what is left to foresee
         is which places do not move with the world, and where those go.
+
+        pixels_per_cell: of a side of a latent's cell, with a memory, to draw what changes without moving; None: draws
+        nothing, as models before November 2026.
 
         frame_stride, encoder_sha256: of the data it learns from, so that it is not taken for other data.
 
@@ -132,6 +148,16 @@ class MotionModel(ModelMixin, ConfigMixin):
         maps = (2 if has_memory else 1) + 2 * FIELDS
         self.conv_out = nn.Conv2d(width, maps * flow_per_cell**2, 3, padding=1)
         self.conv_std = nn.Conv2d(width, 1, 3, padding=1)
+        if pixels_per_cell:
+            self.look_again = nn.Conv2d(seen_frames * latent_channels + of_memory, width, 3, padding=1)
+            self.on_screen = nn.Parameter(torch.randn(width, latent_height, latent_width))  # what has its place there
+            self.keys_drawn = nn.Linear(seen_frames * embedding_dim, width)  # straight: a lamp is lit by a key
+            self.think_again = _Residual(width, 1, known)
+            self.norm_again = nn.GroupNorm(GROUPS, width)
+            self.conv_drawn = nn.Conv2d(width, DRAWN_CHANNELS * pixels_per_cell**2, 1)
+            nn.init.zeros_(self.conv_drawn.weight)
+            nn.init.zeros_(self.conv_drawn.bias)
+            nn.init.constant_(self.conv_drawn.bias[-(pixels_per_cell**2) :], MOVES_AT_FIRST)
         of_flow = () if has_memory else (self.flow_of_keys, self.flow_of_known)
         for last in (*of_flow, self.conv_out, self.conv_std):  # nothing moves at first
             nn.init.zeros_(last.weight)
@@ -148,7 +174,8 @@ class MotionModel(ModelMixin, ConfigMixin):
 
         remembered: (B, MEMORY_CHANNELS, h, w), as `told_of` gives it, for a model with a memory, which returns how much
         of each place moves with the world, (B, 1, f*h, f*w); how much of what differs there from the memory is to stay,
-        (B, 1, f*h, f*w); by how much else it moves, (B, 2, f*h, f*w); and the standard deviation as below.
+        (B, 1, f*h, f*w); by how much else it moves, (B, 2, f*h, f*w); the standard deviation as below; and, with
+        pixels_per_cell, what is `Redrawn`.
 
         Else the flow (B, 2, f*h, f*w) with f = flow_per_cell, x before y: how far from each place of the next frame
         that which is seen there lay in the last one, in halves of the padded picture's width and height; and the
@@ -167,7 +194,8 @@ class MotionModel(ModelMixin, ConfigMixin):
         features = self.norm_in(self.conv_in(torch.cat(seen_here, dim=1)))
         told, weight = self.look_around(silu(features)).flatten(2).chunk(2, dim=1)  # (B, width, h*w) each
         told = (told * weight.float().softmax(dim=2).to(told.dtype)).sum(dim=2)
-        keys = self.encode_keys(self.action_embedding(actions).flatten(1))  # (B, known)
+        embedded = self.action_embedding(actions).flatten(1)  # (B, seen * embedding_dim)
+        keys = self.encode_keys(embedded)  # (B, known)
         regions = self.norm_matches(avg_pool2d(matches, self.region).flatten(1))
         known = self.know(torch.cat([keys, self.norm_told(told), regions], dim=1))
         for block in self.body:
@@ -180,7 +208,14 @@ class MotionModel(ModelMixin, ConfigMixin):
         between = torch.sigmoid(self.conv_std(features).float())
         std = LEAST_STD * (MOST_STD / LEAST_STD) ** between
         if config.has_memory:
-            return *(share.float() for share in shares), (UNITS * extra).float(), std
+            foreseen = (*(share.float() for share in shares), (UNITS * extra).float(), std)
+            if not config.pixels_per_cell:
+                return foreseen
+            again = self.look_again(torch.cat([latents.flatten(1, 2), seen_here[-1]], dim=1)) + features
+            again = again + self.on_screen.to(again.dtype) * (1 + self.keys_drawn(embedded))[:, :, None, None]
+            again = silu(self.norm_again(self.think_again(again, known)))
+            drawn = pixel_shuffle(self.conv_drawn(again), config.pixels_per_cell).float()  # (B, 4, H', W')
+            return *foreseen, Redrawn(drawn[:, :-1], drawn[:, -1:])
         of_known = (self.flow_of_keys(keys) + self.flow_of_known(known)).unflatten(1, (2, h, w))
         of_known = interpolate(of_known, scale_factor=float(config.flow_per_cell), mode="bilinear")
         flow = (UNITS * (shares[0] * of_known + extra)).float()
@@ -288,27 +323,6 @@ def composed(
     return moved.clamp(-1, 1), flow
 
 
-def photometric_loss(moved: Tensor, target: Tensor, flow: Tensor) -> Tensor:
-    """Mean absolute difference of moved and target pixels (B, 3, H', W') summed over PYRAMID, and a smooth flow's."""
-    difference = moved - target
-    loss = sum(avg_pool2d(difference, size).abs().mean() for size in PYRAMID)
-    steps = (flow[:, :, 1:] - flow[:, :, :-1], flow[:, :, :, 1:] - flow[:, :, :, :-1])
-    return loss + SMOOTHNESS * sum(step.abs().mean() for step in steps)
-
-
-def sketch_loss(sketches: Tensor, pixels: Tensor) -> Tensor:
-    """Mean absolute difference of sketches (B, SKETCH*h, SKETCH*w) and the grey of pixels (B, 3, H', W')."""
-    grey = pixels.mean(dim=1, keepdim=True)
-    return (sketches - avg_pool2d(grey, pixels.shape[-1] // sketches.shape[-1])[:, 0]).abs().mean()
-
-
-def likelihood_loss(moved: Tensor, target: Tensor, std: Tensor) -> Tensor:
-    """Mean negative log-likelihood, but for a constant, of target latents (B, C, h, w) about moved ones.
-
-    std: (B, 1, h, w)."""
-    return (((target - moved) / std).square() / 2 + std.log()).mean()
-
-
 class Moved(NamedTuple):
     """What a world model draws about: B games, L frames of latents (C, h, w). The last two are None without a mover."""
 
@@ -349,13 +363,33 @@ class Mover(nn.Module):
         pixels = pixels.float().clamp(-1, 1)
         if ahead:
             remembered = told_of(pixels, *ahead, cell=pixels.shape[-1] // last.shape[-1])
-            *parts, std = self.motion(context_of_motion, actions, remembered=remembered)
-            moved = self.moved_over(last, pixels, composed(pixels, *ahead, *parts)[0])
+            share, stays, extra, std, *redrawn = self.motion(context_of_motion, actions, remembered=remembered)
+            moved, _ = composed(pixels, *ahead, share, stays, extra)
+            for each in redrawn:
+                moved = each.over(moved)
+            moved = self.moved_over(last, pixels, moved)
         else:
             flow, std = self.motion(context_of_motion, actions)
             moved = self.moved(last, pixels, flow)
         tolerance = torch.where(std < SURE_STD, NEWS, 0.0)
         return Moved(torch.cat([context[:, :-1], moved[:, None]], dim=1), std, tolerance)
+
+    @torch.no_grad()
+    def rolled(self, latents: Tensor, actions: Tensor, count: int, poses: Tensor | None = None) -> Tensor:
+        """The last `count` of latents (B, n, C, h, w) moved one from the other, none taken from the game: so training
+        sees what becomes of a mistake (DAgger, Ross et al. 2011).
+
+        n at least seen_frames + count.  actions: (B, >= n) int64, the first chosen on seeing the first.  poses: (B, >=
+        n, 4), with a memory, where the game went."""
+        latents, remembered = latents.clone(), None
+        for at in range(latents.shape[1] - count, latents.shape[1]):
+            ahead = ()
+            if self.memory is not None:
+                ahead = self.memory.look_ahead(poses[:, at - 1], poses[:, at], remembered)
+                remembered = ahead.following
+            pixels = self.autoencoder.decode_latents(latents[:, at - 1])
+            latents[:, at] = self(latents[:, :at], actions[:, :at], pixels, *ahead).context[:, -1]
+        return latents
 
     @torch.no_grad()
     def moved(self, last: Tensor, pixels: Tensor, flow: Tensor) -> Tensor:

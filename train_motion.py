@@ -17,14 +17,6 @@ from pathlib import Path
 import command_line
 from command_line import BadInput
 
-MAX_NOISE_LEVEL = 0.3  # of what is seen: in play it is the model's own
-LIKELIHOOD_SHARE = 0.05  # of the loss, that of the errors to expect
-SKETCH_SHARE = 1.0  # and that of the grey sketches in which past frames are compared
-FLOW_SHARE = 5.0  # that of a known flow's error, in halves of the picture
-PICTURES_EVERY = 4  # steps: the others of a run with depth learn flow alone, and so decode and encode nothing
-KINK = 0.05  # of its error: squared below
-CAMERA_SHARE = 0.5  # that of the camera's motions
-FIXED_SHARE = 0.1  # that of what is known not to move with the world, over a memory; a gun it finds by itself
 STILL_ERROR = 1e-4  # mean square below which two frames are the same one, 40 dB
 
 
@@ -46,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=command_line.positive, default=16, help="windows per device and micro-batch")
     add("--learning_rate", type=command_line.positive_float, default=2e-3, help="peak rate of AdamW")
     add("--num_validation_windows", type=command_line.positive, default=256, help="held-out windows to measure on")
+    command_line.add_own_frames_flags(arguments)
     command_line.add_event_flag(arguments)
     command_line.add_training_flags(arguments)
     command_line.add_device_flag(arguments)
@@ -72,23 +65,11 @@ def main(args: argparse.Namespace) -> None:
     )
 
     import torch
-    from torch.nn.functional import interpolate, smooth_l1_loss
 
     from data_loader import WindowDataset
-    from diffusion import seeded_generator
     from model import load_autoencoder, load_motion, read_scene_memory
-    from motion import (
-        SEEN_FRAMES,
-        MotionModel,
-        Mover,
-        composed,
-        likelihood_loss,
-        photometric_loss,
-        sketch_loss,
-        told_of,
-        warp,
-    )
-    from scenes import camera_motions, scene_flow
+    from motion import SEEN_FRAMES, MotionModel, Mover
+    from motion_loss import MotionLoss
     from training import TrainingRun, make_accelerator
 
     seen = SEEN_FRAMES if pretrained is None else read_json(pretrained / "config.json")["seen_frames"]
@@ -99,7 +80,9 @@ def main(args: argparse.Namespace) -> None:
     channels, height, width = autoencoder.sample_latents(black).shape[1:]
     windows = {"context_length": seen, "frame_stride": stride, "kind": "latents", "black_moments": black}
     windows["with_scene"] = True
-    dataset, held_out = (WindowDataset(paths, **windows) for paths in (data.train_paths, data.held_out_paths))
+    held_out = WindowDataset(data.held_out_paths, **windows)
+    windows["context_length"] += args.own_frames
+    dataset = WindowDataset(data.train_paths, **windows)
     if dataset.encoder_sha256 not in (None, autoencoder.encoder_sha256):
         raise BadInput(f"{args.dataset_basepath}: latents of another encoder than {data.autoencoder}; name theirs")
     memory = None if memory_folder is None else read_scene_memory(memory_folder)
@@ -110,19 +93,22 @@ def main(args: argparse.Namespace) -> None:
             raise BadInput(f"{pretrained}: has no memory of a map; leave out --scene_memory_folder, or start from none")
     else:
         facts = {"seen_frames": seen, "frame_stride": stride, "encoder_sha256": autoencoder.encoder_sha256}
-        facts["has_memory"] = memory is not None
+        if memory is not None:
+            facts |= {"has_memory": True, "pixels_per_cell": autoencoder.geometry.padded_width // width}
         motion = MotionModel(channels, height, width, dataset.num_actions, **facts)
     if memory is not None:
         for each in (dataset, held_out):
             memory.check(each, data.geometry)
         memory.to(accelerator.device).requires_grad_(False).eval()
     global_batch = args.batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+    later = {("has_memory", False), ("pixels_per_cell", None)}  # settings that runs begun before do not tell
     identity = {
         "seed": args.seed,
         "global_batch_size": global_batch,
         "event_share": args.event_share,
+        **({"own_frames": [args.own_frames, args.own_frames_share]} if args.own_frames else {}),
         "camera": dataset.camera,
-        "motion": {k: v for k, v in motion.config.items() if not k.startswith("_") and (k, v) != ("has_memory", False)},
+        "motion": {k: v for k, v in motion.config.items() if not k.startswith("_") and (k, v) not in later},
         "scene_memory_sha256": None if memory is None else sha256_of_tensors(memory.state_dict(), {}),
     }
     run = TrainingRun(args, accelerator, motion, identity, learning_rate=args.learning_rate, unit="frames")
@@ -137,58 +123,7 @@ def main(args: argparse.Namespace) -> None:
     run.write(f"{sum(p.numel() for p in run.parameters) / 1e6:.2f}M parameters, {len(dataset)} windows {known}")
     batches = run.batches(dataset, args.batch_size, args.event_share)
 
-    def loss_over_memory(latents: torch.Tensor, seen: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Of the last frame, decoded, moved over what is remembered, and encoded again, beside the next one."""
-        with torch.no_grad():
-            shown = torch.stack([seen[:, -2], latents[:, -1]], dim=1).flatten(0, 1)  # noise in play is in the picture
-            pixels = autoencoder.decode_latents(shown).float().clamp(-1, 1)
-            ahead = memory.look_ahead(batch["poses"][:, -2], batch["poses"][:, -1])
-        last, target = pixels.unflatten(0, (-1, 2)).unbind(1)  # (B, 3, H', W') each
-        remembered = told_of(last, *ahead, cell=last.shape[-1] // latents.shape[-1])
-        share, stays, extra, std = run.model(seen[:, :-1], batch["actions"], remembered=remembered)
-        moved, _ = composed(last, *ahead, share, stays, extra)
-        encoded = mover.moved_over(seen[:, -2], last, moved)
-        likelihood = likelihood_loss(encoded, latents[:, -1], std)
-        sketched = sketch_loss(motion.sketch(seen[:, -2:-1])[:, 0], last)
-        is_fixed = interpolate((batch["depth"] == 0).float()[:, None], share.shape[-2:])
-        fixed = -(is_fixed * (1 - share).clamp_min(1e-4).log()).mean()
-        loss = photometric_loss(moved, target, extra) + LIKELIHOOD_SHARE * likelihood + SKETCH_SHARE * sketched
-        return loss + FIXED_SHARE * fixed
-
-    def loss_of_pictures(latents: torch.Tensor, flow: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-        """Of the last frame, decoded, moved and encoded again, beside the next one."""
-        with torch.no_grad():
-            pixels = autoencoder.decode_latents(latents[:, -2:].flatten(0, 1)).float().clamp(-1, 1)
-        last, target = pixels.unflatten(0, (-1, 2)).unbind(1)  # (B, 3, H', W') each
-        likelihood = likelihood_loss(mover.moved(latents[:, -2], last, flow), latents[:, -1], std)
-        sketched = sketch_loss(motion.sketch(latents[:, -2:-1])[:, 0], last)
-        loss = photometric_loss(warp(last, flow), target, flow)
-        return loss + LIKELIHOOD_SHARE * likelihood + SKETCH_SHARE * sketched
-
-    def loss_of(batch: dict[str, torch.Tensor], micro: int) -> torch.Tensor:
-        """The losses of a micro-batch; what is seen is noised as its place in the run says."""
-        latents = autoencoder.sample_latents(batch["moments"].float())  # (B, seen + 1, C, h, w)
-        first = run.first_index(micro, args.batch_size)
-        generators = [seeded_generator("cpu", args.seed, run.step, first + j) for j in range(len(latents))]
-        noise = torch.stack(
-            [
-                MAX_NOISE_LEVEL * torch.rand(1, generator=g) * torch.randn(latents.shape[1:], generator=g)
-                for g in generators
-            ]
-        ).to(latents)
-        if memory is not None:
-            return loss_over_memory(latents, latents + noise, batch)
-        flow, std, camera = run.model((latents + noise)[:, :-1], batch["actions"], with_camera=True)
-        loss = 0 * (std.mean() + camera.mean())  # with many processes every weight has a gradient in every step
-        if not has_depth or run.step % PICTURES_EVERY == 0:
-            loss = loss + loss_of_pictures(latents, flow, std)
-        if has_depth:
-            true, is_known = scene_flow(batch["depth"], batch["poses"][:, -2:], dataset.camera, stride)
-            off = smooth_l1_loss(flow, true, beta=KINK, reduction="none") * is_known
-            moved, is_walked = camera_motions(batch["poses"], stride)
-            missed = smooth_l1_loss(camera, moved, reduction="none") * is_walked
-            loss = loss + FLOW_SHARE * off.sum(dim=1).mean() + CAMERA_SHARE * missed.mean()
-        return loss
+    loss_of = MotionLoss(run, mover, dataset.camera, stride)
 
     def train_step() -> None:
         """One optimizer step."""
@@ -236,29 +171,33 @@ class Validation:
                 actions = item["actions"][None].to(device)
                 if self.mover.memory is None:
                     flow = self.motion(latents[:, :-1], actions)[0]
-                    moved = warp(last, flow)
+                    played = moved = warp(last, flow)
                 else:
                     ahead = self.mover.memory.look_ahead(*item["poses"][None, -2:].to(device).unbind(1))
                     told = told_of(last, *ahead, cell=last.shape[-1] // latents.shape[-1])
-                    *parts, _ = self.motion(latents[:, :-1], actions, remembered=told)
-                    moved, flow = composed(last, *ahead, *parts)
-                    flow = interpolate(flow, parts[0].shape[-2:], mode="area")
+                    share, stays, extra, _, *redrawn = self.motion(latents[:, :-1], actions, remembered=told)
+                    moved, flow = composed(last, *ahead, share, stays, extra)
+                    played = redrawn[0].over(moved) if redrawn else moved
+                    flow = interpolate(flow, share.shape[-2:], mode="area")
                 if "depth" in item:
                     scene = (item["depth"][None].to(device), item["poses"][None, -2:].to(device))
                     true, is_known = scene_flow(*scene, self.held_out.camera, self.held_out.frame_stride)
                     size = flow.new_tensor([last.shape[3] / 2, last.shape[2] / 2])[:, None, None]
                     lengths = ((each * size).norm(dim=1, keepdim=True)[is_known].mean() for each in (flow - true, true))
                     flow_errors.append([float(length) for length in lengths])
-                errors.append([float((pixels - target).square().mean()) / 4 for pixels in (last, moved)])
-        errors = torch.tensor(errors)  # (windows, 2), mean squares, 1 being white for black
+                errors.append([float((pixels - target).square().mean()) / 4 for pixels in (last, moved, played)])
+        errors = torch.tensor(errors)  # (windows, 3), mean squares, 1 being white for black
         changing = errors[errors[:, 0] > STILL_ERROR]
         when = f"after {self.run.step} steps, {len(changing)} of {len(errors)} held-out frames change"
         if not len(changing):
             self.run.write(f"{when}: nothing moves here that a motion model could learn")
             return
-        held, moved = (float(column) for column in (-10 * changing.log10()).mean(dim=0))
+        held, moved, played = (float(column) for column in (-10 * changing.log10()).mean(dim=0))
         figures = {"held_db": held, "moved_db": moved}
         text = f"{when}: the last one is {held:.2f} dB from the next, moved ahead {moved:.2f} dB"
+        if self.motion.config.pixels_per_cell:
+            figures["played_db"] = played
+            text += f", drawn over {played:.2f} dB"
         if flow_errors:
             off, length = torch.tensor(flow_errors)[errors[:, 0] > STILL_ERROR].nanmean(dim=0).tolist()
             figures |= {"flow_error_pixels": off, "flow_pixels": length}

@@ -77,15 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     optimizers.add_argument(
         "--use_adafactor", action="store_true", help="Adafactor, the paper's optimizer and by default that of sd14"
     )
-    add(
-        "--own_frames",
-        type=command_line.not_negative,
-        default=0,
-        metavar="K",
-        help="let the model draw the last 1 to K context frames of --own_frames_share of all steps itself, against "
-        "drift; for the end of a training",
-    )
-    add("--own_frames_share", type=command_line.fraction, default=0.5, help="see --own_frames")
+    command_line.add_own_frames_flags(arguments)
     add(
         "--context_noise",
         type=command_line.fraction,

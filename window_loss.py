@@ -55,6 +55,17 @@ def loss_of(
     )
 
 
+def number_of_own_frames(run: TrainingRun) -> int:
+    """Of a window's last context frames how many the model draws itself in this step: none, or 1 to --own_frames.
+
+    The logarithm is drawn evenly: a few matter as much as many, and cost less. The same for every sample and process,
+    so that all take the same time."""
+    if not run.args.own_frames:
+        return 0
+    is_own, amount = torch.rand(2, generator=seeded_generator("cpu", run.args.seed, run.step, 0, 1)).tolist()
+    return int((1 + run.args.own_frames) ** amount) if is_own < run.args.own_frames_share else 0
+
+
 def draw_own_frames(
     run: TrainingRun,
     latents: Tensor,
@@ -64,13 +75,10 @@ def draw_own_frames(
     scheduler: DDIMScheduler,
     poses: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """(B, L + K + 1) latents and (B, L + K) actions -> (B, L + 1) and (B, L), none to K context frames the model's own.
-
-    How many is the same for every sample of a micro-batch, so that all processes take the same time."""
+    """(B, L + K + 1) latents and (B, L + K) actions -> (B, L + 1) and (B, L), none to K context frames the
+    model's own."""
     args, device = run.args, run.accelerator.device
-    generator = seeded_generator("cpu", args.seed, run.step, micro, 1)
-    is_own, number = torch.rand(2, generator=generator).tolist()
-    count = 1 + int(number * args.own_frames) if is_own < args.own_frames_share else 0
+    count = number_of_own_frames(run)
     first = run.first_index(micro, len(latents))
     noise = torch.stack(
         [

@@ -29,11 +29,10 @@ from motion import (
     MotionModel,
     Moved,
     Mover,
-    likelihood_loss,
-    photometric_loss,
     places,
     warp,
 )
+from motion_loss import likelihood_loss, photometric_loss
 from saves import checkpoint_id
 
 SHAPE = (4, 8, 10)  # latents of `smoke`, of 64x80 pixels

@@ -38,9 +38,10 @@ PLAY = (LEFT, RIGHT, RIGHT, NOOP, LEFT, LEFT)
 
 def motion_over_memory(seed: int = 0) -> MotionModel:
     torch.manual_seed(seed)
-    made = MotionModel(*SHAPE, num_actions=3, width=8, has_memory=True)
+    made = MotionModel(*SHAPE, num_actions=3, width=8, has_memory=True, pixels_per_cell=8)
     torch.nn.init.normal_(made.conv_out.weight, std=0.3)
     torch.nn.init.normal_(made.conv_std.weight, std=0.5)
+    torch.nn.init.normal_(made.conv_drawn.weight, std=0.5)
     return made.requires_grad_(False).eval()
 
 
@@ -329,6 +330,7 @@ def test_motion_and_world_model_learn_over_a_memory_and_resume_exactly(
         for stop in stops:
             own = ("--dataset_basepath", latents, "--output_dir", tmp_path / name, "--max_train_steps", stop)
             own += ("--scene_memory_folder", memory_folder, "--batch_size", 2, "--num_validation_windows", 4)
+            own += ("--own_frames", 3, "--own_frames_share", 0.7)
             call("train_motion.py", *own, *flags(), "--checkpointing_steps", 2)
         ends[name] = (tmp_path / name / "checkpoint-4/model.safetensors").read_bytes()
     assert ends["whole"] == ends["resumed"]

@@ -70,17 +70,27 @@ thin=${THIN-training/train=4}
 if [ ! -f "$out/world_model_run/run.json" ]; then
     PYTHON=$PYTHON sh "$root/finetune_vae_scripts/small.sh" "$episodes" "$out" "$@"
     train_motion() {
-        "$PYTHON" "$root/train_motion.py" --dataset_basepath "$out/latents" --output_dir "$out/motion" --channels_last yes \
+        name=$1
+        shift
+        "$PYTHON" "$root/train_motion.py" --dataset_basepath "$out/latents" --output_dir "$out/$name" --channels_last yes \
             --vae_folder_or_id "$out/decoder" --learning_rate 2e-3 --lr_scheduler cosine --ema_decay 0.98 \
-            --event_share 0.2 --save_dtype float16 "$@"
+            --save_dtype float16 "$@"
     }
     if [ "${MEMORY:-yes}" = no ]; then
-        train_motion --batch_size 64 --max_train_steps 2600 "$@"
+        train_motion motion --event_share 0.2 --batch_size 64 --max_train_steps 2600 "$@"
     else
+        if [ -d "$out/motion" ] && [ ! -d "$out/motion_begun" ]; then
+            echo "$0: $out/motion is of an earlier recipe, which drew nothing; give another OUT, or move it away" >&2
+            exit 2
+        fi
         "$PYTHON" "$root/train_scene_memory.py" --dataset_basepath "$out/latents" --output_dir "$out/scene_memory" \
             --vae_folder_or_id "$out/decoder" --max_train_steps 2000 --lr_scheduler cosine --ema_decay 0.98 \
             --save_dtype float16 "$@"
-        train_motion --scene_memory_folder "$out/scene_memory" --max_train_steps 1000 "$@"
+        # From recorded frames first; then from up to sixteen of its own, in which a weapon may have been lost.
+        [ -d "$out/motion" ] || train_motion motion_begun --scene_memory_folder "$out/scene_memory" --event_share 0.2 \
+            --max_train_steps 1000 "$@"
+        train_motion motion --pretrained_model_name_or_path "$out/motion_begun" --event_share 0.5 --own_frames 16 \
+            --own_frames_share 0.5 --max_train_steps 3000 "$@"
     fi
 fi
 
