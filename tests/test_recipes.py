@@ -96,13 +96,18 @@ def test_the_small_recipe_makes_a_playable_model_and_goes_on_where_it_stopped(tm
     assert done.stdout.splitlines()[-1] == "a playable model: out/world_model_run/world_model"
     stored = [path.parts[-5] for path in find_latents(tmp_path / "out/latents")]
     assert sorted(stored) == ["explore", "training", "training"], "of an agent's training every fourth episode"
-    assert "windows with depth" in done.stdout and done.stdout.count("windows show an event") == 2
+    assert "windows with depth" in done.stdout and done.stdout.count("windows show an event") == 3
     loaded = load_world_model(tmp_path / "out/world_model_run")
     tuned = load_autoencoder(tmp_path / "out/decoder").vae.state_dict()
     assert loaded.world_model.memory is not None and len(loaded.start_contexts.latents) == 8
+    assert loaded.world_model.mover.motion.config.pixels_per_cell == 8 and (tmp_path / "out/motion_begun").is_dir()
     assert all(tuned[name].equal(tensor) for name, tensor in loaded.autoencoder.vae.state_dict().items())
     more = ["2" if word == 1 else word for word in words]
     again = recipe("train_diffusion_scripts/small.sh", *more, cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-2000:]
     assert load_world_model(tmp_path / "out/world_model_run").config.trained_steps == 2
     assert len(list((tmp_path / "out/motion").glob("checkpoint-*"))) == 1, "what the world model looks through stays"
+    (tmp_path / "out/motion_begun").rename(tmp_path / "elsewhere")
+    (tmp_path / "out/world_model_run").rename(tmp_path / "world_model_run")
+    earlier = recipe("train_diffusion_scripts/small.sh", *words, cwd=tmp_path)
+    assert earlier.returncode == 2 and "out/motion is of an earlier recipe" in earlier.stderr.splitlines()[-1]

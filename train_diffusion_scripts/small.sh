@@ -84,7 +84,7 @@ if [ ! -f "$out/world_model_run/run.json" ]; then
             exit 2
         fi
         "$PYTHON" "$root/train_scene_memory.py" --dataset_basepath "$out/latents" --output_dir "$out/scene_memory" \
-            --vae_folder_or_id "$out/decoder" --max_train_steps 2000 --lr_scheduler cosine --ema_decay 0.98 \
+            --vae_folder_or_id "$out/decoder" --max_train_steps 4000 --lr_scheduler cosine --ema_decay 0.98 \
             --save_dtype float16 "$@"
         # From recorded frames first; then from up to sixteen of its own, in which a weapon may have been lost.
         [ -d "$out/motion" ] || train_motion motion_begun --scene_memory_folder "$out/scene_memory" --event_share 0.2 \
