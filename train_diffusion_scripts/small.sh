@@ -59,6 +59,15 @@ done
 thin=${THIN-training/train=4}
 [ -d "$episodes/${thin%=*}" ] || thin=
 
+# Memory and motion are given pictures of ever other numbers, and --torch_compile would cost more there than it saves.
+eagerly() {
+    for word in "$@"; do
+        shift
+        [ "$word" = --torch_compile ] || set -- "$@" "$word"
+    done
+    "$@"
+}
+
 # float16 is what ships, and what the latents are then made with.
 [ -f "$out/latents/latent_black.pt" ] || "$PYTHON" "$root/finetune_vae.py" --dataset_basepath "$episodes" \
     --output_dir "$out/autoencoder" --train_from_scratch --preset small --channels_last yes \
@@ -72,7 +81,7 @@ if [ ! -f "$out/world_model_run/run.json" ]; then
     train_motion() {
         name=$1
         shift
-        "$PYTHON" "$root/train_motion.py" --dataset_basepath "$out/latents" --output_dir "$out/$name" --channels_last yes \
+        eagerly "$PYTHON" "$root/train_motion.py" --dataset_basepath "$out/latents" --output_dir "$out/$name" --channels_last yes \
             --vae_folder_or_id "$out/decoder" --learning_rate 2e-3 --lr_scheduler cosine --ema_decay 0.98 \
             --save_dtype float16 "$@"
     }
@@ -83,8 +92,8 @@ if [ ! -f "$out/world_model_run/run.json" ]; then
             echo "$0: $out/motion is of an earlier recipe, which drew nothing; give another OUT, or move it away" >&2
             exit 2
         fi
-        "$PYTHON" "$root/train_scene_memory.py" --dataset_basepath "$out/latents" --output_dir "$out/scene_memory" \
-            --vae_folder_or_id "$out/decoder" --max_train_steps 4000 --lr_scheduler cosine --ema_decay 0.98 \
+        eagerly "$PYTHON" "$root/train_scene_memory.py" --dataset_basepath "$out/latents" --output_dir "$out/scene_memory" \
+            --vae_folder_or_id "$out/decoder" --max_train_steps 3000 --lr_scheduler cosine --ema_decay 0.98 \
             --save_dtype float16 "$@"
         # From recorded frames first; then from up to sixteen of its own, in which a weapon may have been lost.
         [ -d "$out/motion" ] || train_motion motion_begun --scene_memory_folder "$out/scene_memory" --event_share 0.2 \
@@ -97,6 +106,6 @@ fi
 # Against drift some of the last frames are drawn by the model itself; what is rare is seen more often than it happens.
 "$PYTHON" "$root/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
     --preset small --vae_folder_or_id "$out/decoder" --motion_folder "$out/motion" --channels_last yes \
-    --max_train_steps 2600 --learning_rate 8e-4 --lr_scheduler cosine --ema_decay 0.998 --context_noise 0.3 \
+    --max_train_steps 1300 --learning_rate 8e-4 --lr_scheduler cosine --ema_decay 0.998 --context_noise 0.3 \
     --own_frames 3 --own_frames_share 0.25 --event_share 0.4 --num_start_contexts 8 --save_dtype float16 "$@"
 echo "a playable model: $out/world_model_run/world_model"
