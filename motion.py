@@ -112,13 +112,15 @@ class MotionModel(ModelMixin, ConfigMixin):
         """has_memory: what stands still is moved as a memory of the map says (scene_memory.py); what is left to foresee
         is which places do not move with the world, and where those go.
 
-        pixels_per_cell: of a side of a latent's cell, with a memory, to draw what changes without moving; None: draws
-        nothing, as models before November 2026.
+        pixels_per_cell: along a side of a latent's cell, for a model with a memory that draws what changes without
+        moving; None: draws nothing, as earlier ones.
 
         frame_stride, encoder_sha256: of the data it learns from, so that it is not taken for other data.
 
         version: of this architecture, so that weights of an earlier one are not tried."""
         super().__init__()
+        if pixels_per_cell and not has_memory:
+            raise ValueError("pixels_per_cell: only a model with a memory draws")
         known = 2 * width
         matches = 2 * (2 * SIDES + 1) * (seen_frames - 1)
         self.action_embedding = nn.Embedding(num_actions, embedding_dim)
@@ -379,8 +381,8 @@ class Mover(nn.Module):
         """The last `count` of latents (B, n, C, h, w) moved one from the other, none taken from the game: so training
         sees what becomes of a mistake (DAgger, Ross et al. 2011).
 
-        n at least seen_frames + count.  actions: (B, >= n) int64, the first chosen on seeing the first.  poses: (B, >=
-        n, 4), with a memory, where the game went."""
+        n at least seen_frames + count.  actions: (B, >= n - 1) int64, the first chosen on seeing the first.  poses:
+        (B, >= n, 4), with a memory, where the game went."""
         latents, remembered = latents.clone(), None
         for at in range(latents.shape[1] - count, latents.shape[1]):
             ahead = ()

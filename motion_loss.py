@@ -26,7 +26,7 @@ MAX_NOISE_LEVEL = 0.3  # of what is seen: in play it is the model's own
 LIKELIHOOD_SHARE = 0.05  # of the loss, that of the errors to expect
 SKETCH_SHARE = 1.0  # and that of the grey sketches in which past frames are compared
 FLOW_SHARE = 5.0  # that of a known flow's error, in halves of the picture
-PICTURES_EVERY = 4  # steps: the others of a run with depth learn flow alone, and so decode and encode nothing
+PICTURES_EVERY = 4  # steps: the others of a run with depth learn from recorded frames flow alone, and decode nothing
 KINK = 0.05  # of its error: squared below
 CAMERA_SHARE = 0.5  # that of the camera's motions
 FIXED_SHARE = 0.1  # that of what is known not to move with the world, over a memory; a gun it finds by itself
@@ -67,7 +67,8 @@ def mixture_loss(moved: Tensor, redrawn: Redrawn, target: Tensor) -> Tensor:
 
 
 class MotionLoss:
-    """Losses of micro-batches, as a WindowDataset `with_scene` yields them."""
+    """Losses of micro-batches, as a WindowDataset `with_scene` of seen_frames + --own_frames context frames yields
+    them."""
 
     def __init__(self, run: TrainingRun, mover: Mover, camera: dict[str, Any] | None, frame_stride: int) -> None:
         """mover: of the model in training, `run.model`.  camera: of data with depth."""
@@ -87,14 +88,15 @@ class MotionLoss:
         target, count = latents[:, -1], number_of_own_frames(run)
         length = seen_frames + count
         seen, actions = latents[:, -1 - length : -1].clone(), batch["actions"][:, -length:]
-        seen[:, :seen_frames] += noise[:, :-1]  # the recorded ones; in play noise is in the picture
+        seen[:, :seen_frames] += noise[:, :-1]  # the recorded frames; those that follow have errors of their own
         poses = batch["poses"][:, -1 - length :] if "poses" in batch else None
         if count:
             seen = self.mover.rolled(seen, actions[:, :-1], count, poses)
         seen, actions = seen[:, -seen_frames:], actions[:, -seen_frames:]
         poses = None if poses is None else poses[:, -1 - seen_frames :]
         if memory is not None:
-            seen = self._with_forgotten(seen, poses, generators)
+            if self.mover.motion.config.pixels_per_cell:  # else nothing could bring it back
+                seen = self._with_forgotten(seen, poses, generators)
             return self._over_memory(seen, actions, poses, target, batch["depth"])
         flow, std, camera = run.model(seen, actions, with_camera=True)
         loss = 0 * (std.mean() + camera.mean())  # with many processes every weight has a gradient in every step
@@ -132,7 +134,7 @@ class MotionLoss:
         return loss + LIKELIHOOD_SHARE * likelihood + SKETCH_SHARE * sketched + FIXED_SHARE * fixed
 
     def _of_pictures(self, last: Tensor, flow: Tensor, std: Tensor, target: Tensor) -> Tensor:
-        """Of the last frame, latents (B, C, h, w), decoded, moved and encoded again, beside the next one, as many."""
+        """Of the last frame, decoded, moved and encoded again, beside the next one.  last, target: (B, C, h, w)."""
         with torch.no_grad():
             pixels, next_pixels = self._pictures(last, target)
         likelihood = likelihood_loss(self.mover.moved(last, pixels, flow), target, std)
@@ -165,9 +167,9 @@ class MotionLoss:
 
 
 def _middle(height: int, width: int, generator: torch.Generator) -> Tensor:
-    """bool (height, width): true in a part around the middle column, from some row downwards."""
+    """bool (height, width): true in a rectangle around the middle column, somewhere in its height."""
     top, bottom, left, right = torch.rand(4, generator=generator).tolist()
     lost = torch.zeros(height, width, dtype=torch.bool)
-    rows = slice(int(height * 0.8 * top), int(height * (1 - 0.4 * bottom)) + 1)
+    rows = slice(int(height * 0.6 * top), int(height * (1 - 0.4 * bottom)) + 1)
     lost[rows, int(width * 0.45 * left) : int(width * (1 - 0.45 * right)) + 1] = True
     return lost

@@ -106,7 +106,6 @@ def main(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "global_batch_size": global_batch,
         "event_share": args.event_share,
-        **({"own_frames": [args.own_frames, args.own_frames_share]} if args.own_frames else {}),
         "camera": dataset.camera,
         "motion": {k: v for k, v in motion.config.items() if not k.startswith("_") and (k, v) not in later},
         "scene_memory_sha256": None if memory is None else sha256_of_tensors(memory.state_dict(), {}),
