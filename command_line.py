@@ -68,8 +68,8 @@ def add_own_frames_flags(arguments: argparse.ArgumentParser) -> None:
         type=not_negative,
         default=0,
         metavar="K",
-        help="let the model draw the last 1 to K past frames of --own_frames_share of all steps itself, against drift; "
-        "for the end of a training",
+        help="let the model draw the last 1 to K past frames of --own_frames_share of all steps itself, few more often "
+        "than many, against drift; for the end of a training",
     )
     arguments.add_argument("--own_frames_share", type=fraction, default=0.5, help="see --own_frames")
 

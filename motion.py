@@ -325,6 +325,30 @@ def composed(
     return moved.clamp(-1, 1), flow
 
 
+class Foreseen(NamedTuple):
+    """What a MotionModel makes of the last picture over a memory of the map, of B games."""
+
+    moved: Tensor  # (B, 3, H', W'): what is moved, see `composed`
+    shown: Tensor  # (B, 3, H', W'): and what is drawn over it, if the model draws
+    redrawn: Redrawn | None
+    flow: Tensor  # (B, 2, H', W') by which it moved
+    share: Tensor  # (B, 1, f*h, f*w), extra (B, 2, f*h, f*w) and std (B, 1, h, w) as the MotionModel gives them
+    extra: Tensor
+    std: Tensor
+
+
+def foresee(motion: nn.Module, latents: Tensor, actions: Tensor, pixels: Tensor, ahead: tuple[Tensor, ...]) -> Foreseen:
+    """The picture that follows on latents (B, T, C, h, w), the last of which shows pixels (B, 3, H', W').
+
+    motion: a MotionModel with a memory, or what wraps it.  actions: (B, T).  ahead: the memory's `Ahead`."""
+    told = told_of(pixels, *ahead, cell=pixels.shape[-1] // latents.shape[-1])
+    share, stays, extra, std, *drawn = motion(latents, actions, remembered=told)
+    moved, flow = composed(pixels, *ahead, share, stays, extra)
+    redrawn = drawn[0] if drawn else None
+    shown = redrawn.over(moved) if redrawn else moved
+    return Foreseen(moved, shown, redrawn, flow, share, extra, std)
+
+
 class Moved(NamedTuple):
     """What a world model draws about: B games, L frames of latents (C, h, w). The last two are None without a mover."""
 
@@ -364,12 +388,8 @@ class Mover(nn.Module):
         last, context_of_motion = context[:, -1], context.to(self.motion.dtype)
         pixels = pixels.float().clamp(-1, 1)
         if ahead:
-            remembered = told_of(pixels, *ahead, cell=pixels.shape[-1] // last.shape[-1])
-            share, stays, extra, std, *redrawn = self.motion(context_of_motion, actions, remembered=remembered)
-            moved, _ = composed(pixels, *ahead, share, stays, extra)
-            for each in redrawn:
-                moved = each.over(moved)
-            moved = self.moved_over(last, pixels, moved)
+            foreseen = foresee(self.motion, context_of_motion, actions, pixels, ahead)
+            moved, std = self.moved_over(last, pixels, foreseen.shown), foreseen.std
         else:
             flow, std = self.motion(context_of_motion, actions)
             moved = self.moved(last, pixels, flow)

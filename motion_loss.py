@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, logsigmoid, smooth_l1_loss
+from torch.nn.functional import adaptive_max_pool2d, avg_pool2d, interpolate, logsigmoid, smooth_l1_loss
 
 from diffusion import seeded_generator
-from motion import Mover, Redrawn, composed, told_of, warp
+from motion import Mover, Redrawn, foresee, warp
 from scenes import camera_motions, scene_flow
 from training import TrainingRun
 from window_loss import number_of_own_frames
@@ -119,18 +119,14 @@ class MotionLoss:
         with torch.no_grad():
             last, next_pixels = self._pictures(seen[:, -1], target)
             ahead = mover.memory.look_ahead(poses[:, -2], poses[:, -1])
-        remembered = told_of(last, *ahead, cell=last.shape[-1] // target.shape[-1])
-        share, stays, extra, std, *redrawn = self.run.model(seen, actions, remembered=remembered)
-        moved, _ = composed(last, *ahead, share, stays, extra)
-        loss = photometric_loss(moved, next_pixels, extra)
-        shown = moved.detach()
-        for each in redrawn:
-            loss = loss + MIXTURE_SHARE * mixture_loss(moved, each, next_pixels)
-            shown = each.over(shown).detach()
-        likelihood = likelihood_loss(mover.moved_over(seen[:, -1], last, shown), target, std)
+        made = foresee(self.run.model, seen, actions, last, ahead)
+        loss = photometric_loss(made.moved, next_pixels, made.extra)
+        if made.redrawn:
+            loss = loss + MIXTURE_SHARE * mixture_loss(made.moved, made.redrawn, next_pixels)
+        likelihood = likelihood_loss(mover.moved_over(seen[:, -1], last, made.shown), target, made.std)
         sketched = sketch_loss(motion.sketch(seen[:, -1:])[:, 0], last)
-        is_fixed = interpolate((depth == 0).float()[:, None], share.shape[-2:])
-        fixed = -(is_fixed * (1 - share).clamp_min(1e-4).log()).mean()
+        is_fixed = interpolate((depth == 0).float()[:, None], made.share.shape[-2:])
+        fixed = -(is_fixed * (1 - made.share).clamp_min(1e-4).log()).mean()
         return loss + LIKELIHOOD_SHARE * likelihood + SKETCH_SHARE * sketched + FIXED_SHARE * fixed
 
     def _of_pictures(self, last: Tensor, flow: Tensor, std: Tensor, target: Tensor) -> Tensor:
@@ -161,7 +157,7 @@ class MotionLoss:
         is_lost = is_lost.to(pixels.device).repeat_interleave(length, dim=0)[:, None]  # (n*T, 1, H', W')
         shown = torch.where(is_lost, views, pixels).to(autoencoder.vae.dtype)
         encoded = autoencoder.sample_latents(autoencoder.encode_pixels(shown)).to(seen.dtype)
-        cells = torch.nn.functional.adaptive_max_pool2d(is_lost.float(), seen.shape[-2:]) > 0
+        cells = adaptive_max_pool2d(is_lost.float(), seen.shape[-2:]) > 0
         seen[chosen] = torch.where(cells, encoded, seen[chosen].flatten(0, 1)).unflatten(0, (len(chosen), length))
         return seen
 

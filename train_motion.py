@@ -1,4 +1,5 @@
-"""Stage 2b, optional: reads latents, writes a motion model, an optical flow from past frames and keys.
+"""Stage 2b, optional: reads latents, writes a motion model, an optical flow from past frames and keys. Over a memory of
+the map (train_scene_memory.py) it also draws what changes without moving.
 
 A world model trained with it (train_text_to_image.py --motion_folder) sees its last frame already moved ahead, and
 learns what a warp cannot know. The same command again resumes exactly where the last checkpoint was written.
@@ -151,13 +152,13 @@ class Validation:
         self.folder = run.output_dir / "motion"
 
     def __call__(self, *, is_last: bool) -> None:
-        """Logs PSNR of the last frame held and moved, over windows in which something moves at all."""
+        """Logs PSNR of the last frame held, moved and drawn over, of windows in which something moves at all."""
         if not self.run.accelerator.is_main_process:
             return
         import torch
         from torch.nn.functional import interpolate
 
-        from motion import composed, told_of, warp
+        from motion import foresee, warp
         from scenes import scene_flow
 
         device = self.autoencoder.device
@@ -173,11 +174,9 @@ class Validation:
                     played = moved = warp(last, flow)
                 else:
                     ahead = self.mover.memory.look_ahead(*item["poses"][None, -2:].to(device).unbind(1))
-                    told = told_of(last, *ahead, cell=last.shape[-1] // latents.shape[-1])
-                    share, stays, extra, _, *redrawn = self.motion(latents[:, :-1], actions, remembered=told)
-                    moved, flow = composed(last, *ahead, share, stays, extra)
-                    played = redrawn[0].over(moved) if redrawn else moved
-                    flow = interpolate(flow, share.shape[-2:], mode="area")
+                    made = foresee(self.motion, latents[:, :-1], actions, last, ahead)
+                    moved, played = made.moved, made.shown
+                    flow = interpolate(made.flow, made.share.shape[-2:], mode="area")
                 if "depth" in item:
                     scene = (item["depth"][None].to(device), item["poses"][None, -2:].to(device))
                     true, is_known = scene_flow(*scene, self.held_out.camera, self.held_out.frame_stride)

@@ -283,7 +283,7 @@ def test_a_motion_run_resumes_exactly_and_a_world_model_learns_on_it_and_goes_on
     base = tmp_path_factory.getbasetemp()
     for name, ends in (("whole", [8]), ("resumed", [4, 8])):
         for end in ends:
-            words = (*motion_words(base, tmp_path / name), "--event_share", 0.5)
+            words = (*motion_words(base, tmp_path / name), "--event_share", 0.5, "--own_frames", 2)
             call("train_motion.py", *words, "--max_train_steps", end)
     ends = [tmp_path / name / "checkpoint-8/model.safetensors" for name in ("whole", "resumed")]
     assert ends[0].read_bytes() == ends[1].read_bytes()

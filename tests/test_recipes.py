@@ -17,6 +17,7 @@ from episodes import find_latents
 from model import load_autoencoder, load_world_model
 
 WORLD_MODEL = "train_diffusion_scripts/single_gpu_latents.sh"
+SMALL = "train_diffusion_scripts/small.sh"
 DECODER = "finetune_vae_scripts/single_gpu.sh"
 QUICK = ("--max_train_steps", 1, "--gradient_accumulation_steps", 1, "--dataloader_num_workers", 0, "--device", "cpu")
 QUICK += ("--report_to", "none")
@@ -41,7 +42,7 @@ def test_without_a_data_path_a_recipe_prints_its_usage(name: str, tmp_path: Path
     assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [WORLD_MODEL, DECODER])
+@pytest.mark.parametrize("name", [WORLD_MODEL, DECODER, SMALL])
 def test_a_recipe_is_plain_posix_shell(name: str) -> None:
     text = (REPOSITORY / name).read_text(encoding="utf-8")
     assert text.startswith("#!/bin/sh\n") and "set -eu" in text and not re.search(r"\[\[|^function |<<<", text, re.M)
@@ -83,6 +84,21 @@ def test_both_recipes_train_what_they_promise_from_any_directory(
     assert load_world_model(tmp_path / "runs/sd14").config.context_length == 4
 
 
+def test_the_small_recipe_compiles_what_gains_by_it(tmp_path: Path) -> None:
+    listing = tmp_path / "python"
+    listing.write_text('#!/bin/sh\necho "$@"\n')
+    listing.chmod(0o755)
+    words = ["sh", REPOSITORY / SMALL, "episodes", "out", "--torch_compile", "--max_train_minutes", "3"]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment({"PYTHON": str(listing)}), capture_output=True, text=True
+    )
+    trained = [line for line in done.stdout.splitlines() if "--max_train_minutes 3" in line]
+    compiled = [Path(line.split()[0]).name for line in trained if "--torch_compile" in line]
+    others = [Path(line.split()[0]).name for line in trained if "--torch_compile" not in line]
+    assert compiled == ["finetune_vae.py", "finetune_vae.py", "train_text_to_image.py"]
+    assert others == ["train_scene_memory.py", "train_motion.py", "train_motion.py"]
+
+
 @pytest.mark.slow
 def test_the_small_recipe_makes_a_playable_model_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     flags = ["--policy", "explore", "--level", "2", "--bots", "2", "--episode_tics", "280"]
@@ -91,7 +107,7 @@ def test_the_small_recipe_makes_a_playable_model_and_goes_on_where_it_stopped(tm
         played = call_stage1(GENERATE, *flags, "--output_dir", tmp_path / "my episodes" / more[0], *more[1:])
         assert played.returncode == 0, played.stderr
     words = ("my episodes", "out", *QUICK[:2], *QUICK[4:], "--channels_last", "no")
-    done = recipe("train_diffusion_scripts/small.sh", *words, cwd=tmp_path)
+    done = recipe(SMALL, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "a playable model: out/world_model_run/world_model"
     stored = [path.parts[-5] for path in find_latents(tmp_path / "out/latents")]
@@ -103,11 +119,11 @@ def test_the_small_recipe_makes_a_playable_model_and_goes_on_where_it_stopped(tm
     assert loaded.world_model.mover.motion.config.pixels_per_cell == 8 and (tmp_path / "out/motion_begun").is_dir()
     assert all(tuned[name].equal(tensor) for name, tensor in loaded.autoencoder.vae.state_dict().items())
     more = ["2" if word == 1 else word for word in words]
-    again = recipe("train_diffusion_scripts/small.sh", *more, cwd=tmp_path)
+    again = recipe(SMALL, *more, cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-2000:]
     assert load_world_model(tmp_path / "out/world_model_run").config.trained_steps == 2
     assert len(list((tmp_path / "out/motion").glob("checkpoint-*"))) == 1, "what the world model looks through stays"
     (tmp_path / "out/motion_begun").rename(tmp_path / "elsewhere")
     (tmp_path / "out/world_model_run").rename(tmp_path / "world_model_run")
-    earlier = recipe("train_diffusion_scripts/small.sh", *words, cwd=tmp_path)
-    assert earlier.returncode == 2 and "out/motion is of an earlier recipe" in earlier.stderr.splitlines()[-1]
+    earlier = recipe(SMALL, *words, cwd=tmp_path)
+    assert earlier.returncode == 2 and "out/motion is of another recipe" in earlier.stderr.splitlines()[-1]

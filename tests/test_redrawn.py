@@ -13,7 +13,7 @@ from torch import Tensor
 import motion
 import motion_loss
 from engine import GameEngine
-from motion import MotionModel, Mover, Redrawn, told_of
+from motion import MotionModel, Mover, Redrawn, foresee
 from motion_loss import MIXTURE_SCALE, MotionLoss, mixture_loss
 from scene_memory import Ahead
 from window_loss import number_of_own_frames
@@ -55,35 +55,34 @@ def nothing_moves(last: Tensor) -> Ahead:
     return Ahead(torch.zeros(count, 2, *PIXELS), torch.ones(count, 1, *PIXELS), last, last)
 
 
-def test_a_lamp_that_one_key_lights_is_learned_and_is_on_or_off() -> None:
-    """The key lights it seven times in ten, the others never; elsewhere a picture that stands."""
+def test_a_lamp_that_one_key_lights_is_on_or_off_and_what_was_lost_comes_back() -> None:
+    """The key lights it seven times in ten, the others never. A weapon is there always, and lost every second time."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     made = MotionModel(*SHAPE, num_actions=3, width=16, has_memory=True, pixels_per_cell=8)
     optimizer = torch.optim.AdamW(made.parameters(), 5e-3)
-    lamp = (..., slice(24, 40), slice(32, 48))
+    lamp, weapon = (..., slice(24, 40), slice(32, 48)), (..., slice(48, 64), slice(32, 48))
     for _ in range(150):
         actions = torch.randint(0, 3, (8, LENGTH), generator=generator)
         last = torch.rand(8, 3, *PIXELS, generator=generator) * 0.6 - 0.3
         target = last.clone()
         is_lit = (actions[:, -1] == RIGHT) & (torch.rand(8, generator=generator) < 0.7)
         target[lamp] = torch.where(is_lit[:, None, None, None], 0.9, target[lamp])
-        ahead = nothing_moves(last)
+        target[weapon] = 0.6
+        last[::2][weapon] = 0.6
         latents = torch.randn(8, LENGTH, *SHAPE, generator=generator)
-        *_, drawn = made(latents, actions, remembered=told_of(last, *ahead, cell=8))
-        mixture_loss(last, drawn, target).backward()
+        made_of_it = foresee(made, latents, actions, last, nothing_moves(last))
+        mixture_loss(last, made_of_it.redrawn, target).backward()
         torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)  # as the trainer does
         optimizer.step()
         optimizer.zero_grad()
     last = torch.zeros(1, 3, *PIXELS)
     for key, brightness in ((RIGHT, 0.9), (NOOP, 0.0)):
         actions = torch.full((1, LENGTH), key)
-        *_, drawn = made(
-            torch.randn(1, LENGTH, *SHAPE), actions, remembered=told_of(last, *nothing_moves(last), cell=8)
-        )
-        shown = drawn.over(last)
+        shown = foresee(made, torch.randn(1, LENGTH, *SHAPE), actions, last, nothing_moves(last)).shown
         assert abs(float(shown[lamp].mean()) - brightness) < 0.1, key
-        shown[lamp] = 0
+        assert abs(float(shown[weapon].mean()) - 0.6) < 0.1
+        shown[lamp], shown[weapon] = 0, 0
         assert float((shown != 0).float().mean()) < 0.02, "nowhere else"
 
 
@@ -154,6 +153,55 @@ def test_a_forgotten_part_shows_the_memory_in_all_seen_frames_alike(monkeypatch:
     assert middle.any() and torch.allclose(seen[0][..., middle], theirs[..., middle], atol=0.02), (
         "latents of noise have 1"
     )
+
+
+def recorded(number: int) -> dict[str, Tensor]:
+    """A batch of two windows of `number` frames and the next one, in the room."""
+    generator = torch.Generator().manual_seed(4)
+    moments = torch.randn(2, number + 1, *SHAPE, generator=generator)
+    poses = torch.randn(2, number + 1, 4, generator=generator).cumsum(dim=1) + beginning()[2][:1, :1]
+    depth = torch.randint(0, 3, (2, 16, 20), generator=generator).to(torch.uint8)
+    return {
+        "moments": moments,
+        "actions": torch.randint(0, 3, (2, number), generator=generator),
+        "poses": poses,
+        "depth": depth,
+    }
+
+
+def loss_of(monkeypatch: pytest.MonkeyPatch, count: int, **rates: float) -> MotionLoss:
+    """Of `remembering`, with `count` frames of its own."""
+    for name, rate in {"MAX_NOISE_LEVEL": 0.0, "FORGOTTEN_SHARE": 0.0, **rates}.items():
+        monkeypatch.setattr(motion_loss, name, rate)
+    monkeypatch.setattr(motion_loss, "number_of_own_frames", lambda run: count)
+    mover = remembering().world_model.mover
+    run = SimpleNamespace(args=SimpleNamespace(seed=0), step=0, first_index=lambda micro, size: 0, model=mover.motion)
+    return MotionLoss(run, mover, mover.memory.config.camera, 4)
+
+
+def test_own_frames_are_the_last_ones_seen_and_lead_to_the_recorded_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, told = recorded(LENGTH + 3), []
+    of = loss_of(monkeypatch, 2)
+    monkeypatch.setattr(of.mover, "rolled", lambda *words: (told.append(words), words[0])[1])
+    own = of(batch, 0)
+    latents = of.mover.autoencoder.sample_latents(batch["moments"])
+    (seen, actions, count, poses) = told[0]
+    assert count == 2 and seen.equal(latents[:, 1:-1]) and actions.equal(batch["actions"][:, 1:-1])
+    assert poses[:, :-1].equal(batch["poses"][:, 1:-1]), "as many, and the next one"
+    assert own.equal(loss_of(monkeypatch, 0)(batch, 0)), "who draws what was recorded is judged as if it had not drawn"
+    del batch["moments"]
+    batch["moments"] = recorded(LENGTH + 3)["moments"][:, 3:]
+    batch["actions"], batch["poses"] = batch["actions"][:, 3:], batch["poses"][:, 3:]
+    assert own.equal(loss_of(monkeypatch, 0)(batch, 0)), "only the newest frames count"
+
+
+def test_with_own_frames_in_bfloat16_every_weight_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass without gradients before the one with them must not leave its casts behind."""
+    of = loss_of(monkeypatch, 3, MAX_NOISE_LEVEL=0.3, FORGOTTEN_SHARE=0.5)
+    of.mover.motion.requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        of(recorded(LENGTH + 3), 0).backward()
+    assert not [name for name, weight in of.mover.motion.named_parameters() if weight.grad is None]
 
 
 def later(generator: torch.Generator) -> torch.Generator:

@@ -226,5 +226,6 @@ def test_a_motion_model_goes_on_with_as_many_frames_as_it_looked_at(latents: Pat
     MotionModel(4, 8, 10, num_actions=54, seen_frames=2).save_pretrained(tmp_path / "short")
     words = ("--dataset_basepath", latents, "--output_dir", tmp_path / "run", "--batch_size", 4, "--device", "cpu")
     words += ("--pretrained_model_name_or_path", tmp_path / "short", "--max_train_steps", 1, "--report_to", "none")
-    call("train_motion.py", *words, "--num_validation_windows", 4, "--dataloader_num_workers", 0)
+    own = ("--own_frames", 2, "--own_frames_share", 0.999)
+    call("train_motion.py", *words, "--num_validation_windows", 4, "--dataloader_num_workers", 0, *own)
     assert MotionModel.from_pretrained(tmp_path / "run/motion").config.seen_frames == 2

@@ -23,7 +23,11 @@ if [ -z "${PYTHON:-}" ]; then
     [ ! -x "$root/.venv/bin/python" ] || PYTHON=$root/.venv/bin/python
 fi
 
-if [ "${MEMORY:-yes}" != no ]; then  # else it would be found out after half an hour
+if [ "${MEMORY:-yes}" != no ]; then  # else these would be found out after half an hour
+    if [ -d "$out/motion" ] && [ ! -d "$out/motion_begun" ] && [ ! -f "$out/world_model_run/run.json" ]; then
+        echo "$0: $out/motion is of another recipe, whose models do not draw; give another OUT, or MEMORY=no to go on" >&2
+        exit 2
+    fi
     PYTHONPATH=$root "$PYTHON" - "$episodes" <<'PYTHON'
 import sys
 
@@ -59,7 +63,7 @@ done
 thin=${THIN-training/train=4}
 [ -d "$episodes/${thin%=*}" ] || thin=
 
-# Memory and motion are given pictures of ever other numbers, and --torch_compile would cost more there than it saves.
+# Without --torch_compile, which costs more than it saves where sizes change, as over a memory.
 eagerly() {
     for word in "$@"; do
         shift
@@ -81,25 +85,21 @@ if [ ! -f "$out/world_model_run/run.json" ]; then
     train_motion() {
         name=$1
         shift
-        eagerly "$PYTHON" "$root/train_motion.py" --dataset_basepath "$out/latents" --output_dir "$out/$name" --channels_last yes \
-            --vae_folder_or_id "$out/decoder" --learning_rate 2e-3 --lr_scheduler cosine --ema_decay 0.98 \
+        "$PYTHON" "$root/train_motion.py" --dataset_basepath "$out/latents" --output_dir "$out/$name" \
+            --channels_last yes --vae_folder_or_id "$out/decoder" --learning_rate 2e-3 --lr_scheduler cosine --ema_decay 0.98 \
             --save_dtype float16 "$@"
     }
     if [ "${MEMORY:-yes}" = no ]; then
         train_motion motion --event_share 0.2 --batch_size 64 --max_train_steps 2600 "$@"
     else
-        if [ -d "$out/motion" ] && [ ! -d "$out/motion_begun" ]; then
-            echo "$0: $out/motion is of an earlier recipe, which drew nothing; give another OUT, or move it away" >&2
-            exit 2
-        fi
-        eagerly "$PYTHON" "$root/train_scene_memory.py" --dataset_basepath "$out/latents" --output_dir "$out/scene_memory" \
-            --vae_folder_or_id "$out/decoder" --max_train_steps 4000 --lr_scheduler cosine --ema_decay 0.98 \
-            --save_dtype float16 "$@"
+        [ -d "$out/motion_begun" ] || eagerly "$PYTHON" "$root/train_scene_memory.py" --dataset_basepath "$out/latents" \
+            --output_dir "$out/scene_memory" --vae_folder_or_id "$out/decoder" --max_train_steps 4000 \
+            --lr_scheduler cosine --ema_decay 0.98 --save_dtype float16 "$@"
         # From recorded frames first; then from up to sixteen of its own, in which a weapon may have been lost.
-        [ -d "$out/motion" ] || train_motion motion_begun --scene_memory_folder "$out/scene_memory" --event_share 0.2 \
-            --max_train_steps 1000 "$@"
-        train_motion motion --pretrained_model_name_or_path "$out/motion_begun" --event_share 0.5 --own_frames 16 \
-            --own_frames_share 0.5 --max_train_steps 4200 "$@"
+        [ -d "$out/motion" ] || eagerly train_motion motion_begun --scene_memory_folder "$out/scene_memory" \
+            --event_share 0.2 --max_train_steps 1000 "$@"
+        eagerly train_motion motion --pretrained_model_name_or_path "$out/motion_begun" --event_share 0.5 \
+            --own_frames 16 --own_frames_share 0.5 --max_train_steps 4200 "$@"
     fi
 fi
 
