@@ -99,13 +99,13 @@ if [ ! -f "$out/world_model_run/run.json" ]; then
         [ -d "$out/motion" ] || eagerly train_motion motion_begun --scene_memory_folder "$out/scene_memory" \
             --event_share 0.2 --max_train_steps 1000 "$@"
         eagerly train_motion motion --pretrained_model_name_or_path "$out/motion_begun" --event_share 0.5 \
-            --own_frames 16 --own_frames_share 0.5 --max_train_steps 4200 "$@"
+            --own_frames 16 --own_frames_share 0.5 --max_train_steps 3000 "$@"
     fi
 fi
 
 # Against drift some of the last frames are drawn by the model itself; what is rare is seen more often than it happens.
 "$PYTHON" "$root/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
     --preset small --vae_folder_or_id "$out/decoder" --motion_folder "$out/motion" --channels_last yes \
-    --max_train_steps 2600 --learning_rate 8e-4 --lr_scheduler cosine --ema_decay 0.998 --context_noise 0.3 \
+    --max_train_steps 1300 --learning_rate 8e-4 --lr_scheduler cosine --ema_decay 0.998 --context_noise 0.3 \
     --own_frames 3 --own_frames_share 0.25 --event_share 0.4 --num_start_contexts 8 --save_dtype float16 "$@"
 echo "a playable model: $out/world_model_run/world_model"
