@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pixel_shuffle, silu
 
 MOTION_VERSION = 2
-MOVER_VERSION = 6  # of how a frame is moved, raised where the same weights move it differently
+MOVER_VERSION = 7  # of how a frame is moved, raised where the same weights move it differently
 SEEN_FRAMES = 4
 UNITS = 0.1  # of the picture's half size, in which networks speak of flow
 LEAST_STD, MOST_STD = 0.03, 1.5  # of latents, whose own standard deviation is about 1
@@ -54,7 +54,8 @@ REGIONS = (2, 4)  # rows and columns of them, of whose matches the whole is told
 FIELDS = 8  # flows over the picture, of which the frame as a whole says how much of each
 CAMERA_NUMBERS = 4  # ahead, right, up and a left turn, see scenes.py
 SINC_LOBES = 4  # on either side, of the kernel by which a picture is doubled before it is moved
-STILL_PIXELS = 0.5  # a cell of which nothing moves further keeps its code as it is
+STILL_PIXELS = 0.5  # a cell of which nothing moves further keeps its code as it is, a place on the screen its pixel
+FIXED_BELOW = 0.1  # share of the world's motion with which a place is none of the world's
 STILL_CHANGE = 0.01  # and over a memory one that changes by less, mean absolute of [-1, 1]
 
 
@@ -297,6 +298,11 @@ def told_of(pixels: Tensor, flow: Tensor, is_seen: Tensor, last: Tensor, followi
     return avg_pool2d(torch.cat([flow / UNITS, is_seen, *differs], dim=1), cell)
 
 
+def _zero_where(is_zero: Tensor, values: Tensor) -> Tensor:
+    """Values, but exactly zero where told; a gradient passes as if they were not."""
+    return values + (torch.where(is_zero, 0.0, values) - values).detach()
+
+
 def composed(
     pixels: Tensor,
     flow: Tensor,
@@ -315,10 +321,15 @@ def composed(
 
         moved = (1 - S (1 - V)) warp(pixels) + S (following - V warp(last))
 
-    So errors of a long dream fade: the map pulls it back, as an observation does a filter's state (Kalman 1960).
+    So errors of a long dream fade: the map pulls it back, as an observation does a filter's state (Kalman 1960). What
+    is on the screen and stands there, a status bar, is kept as it is, for a little of everything adds up.
     """
     size = pixels.shape[-2:]
     share, stays, extra = (interpolate(each, size, mode="bilinear") for each in (share, stays, extra))
+    pixels_moved = extra * extra.new_tensor([size[1] / 2, size[0] / 2])[:, None, None]
+    is_fixed = share < FIXED_BELOW
+    is_still = is_fixed & (pixels_moved.abs().amax(dim=1, keepdim=True) < STILL_PIXELS)
+    share, extra = _zero_where(is_fixed, share), _zero_where(is_still, extra)
     flow, kept = share * flow + extra, is_seen * stays
     was, was_remembered = warp(pixels, flow), warp(last, flow, is_smooth=True)
     moved = (1 - share * (1 - kept)) * was + share * (following - kept * was_remembered)

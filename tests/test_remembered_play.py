@@ -108,6 +108,17 @@ def test_the_last_picture_moves_over_what_is_remembered() -> None:
     assert torch.allclose(flow, step.flow)
 
 
+def test_what_is_on_the_screen_stands_and_can_still_be_learned() -> None:
+    pixels = torch.rand(1, 3, 64, 80) - 0.5
+    share, stays, extra = (each.requires_grad_() for each in maps(0.05, 0.9))
+    shown, flow = composed(pixels, *ahead(pixels), share, stays, extra + 0.3 * 2 / 80)
+    assert torch.allclose(shown, pixels, atol=1e-5) and not flow.any()
+    (shown - 1).square().sum().backward()
+    assert share.grad.abs().sum() > 0 and extra.grad.abs().sum() > 0
+    moved, _ = composed(pixels, *ahead(pixels), *maps(0, 1)[:2], maps(0, 1)[2] + 2 / 80)
+    assert torch.allclose(moved[..., :-1], pixels[..., 1:], atol=1e-3), "a weapon that bobs by a pixel"
+
+
 def test_a_dream_that_went_wrong_comes_back_to_the_map() -> None:
     """Standing, what differs from the memory fades by what does not stay."""
     pixels, remembered = torch.full((1, 3, 64, 80), 0.8), torch.zeros(1, 3, 64, 80)
