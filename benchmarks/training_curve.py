@@ -21,6 +21,7 @@ HELD_OUT = {
     "view_psnr_db": "held-out views from the recorded pose, PSNR in dB",
     "way_units": "eight frames ahead, how far off the camera, map units",
     "moved_db": "last held-out frame moved ahead, PSNR to the next one in dB",
+    "played_db": "and drawn over",
     "flow_error_pixels": "how far its flow is off, in pixels",
 }
 
