@@ -117,7 +117,7 @@ def test_the_small_recipe_makes_a_playable_model_and_goes_on_where_it_stopped(tm
     assert "windows with depth" in done.stdout and done.stdout.count("windows show an event") == 3
     loaded = load_world_model(tmp_path / "out/world_model_run")
     tuned = load_autoencoder(tmp_path / "out/decoder").vae.state_dict()
-    assert loaded.world_model.memory is not None and len(loaded.start_contexts.latents) == 8
+    assert loaded.world_model.memory is not None and len(loaded.start_contexts.latents) == 6
     assert loaded.world_model.mover.motion.config.pixels_per_cell == 8 and (tmp_path / "out/motion_begun").is_dir()
     assert all(tuned[name].equal(tensor) for name, tensor in loaded.autoencoder.vae.state_dict().items())
     more = ["2" if word == 1 else word for word in words]

@@ -107,5 +107,5 @@ fi
 "$PYTHON" "$root/train_text_to_image.py" --dataset_basepath "$out/latents" --output_dir "$out/world_model_run" \
     --preset small --vae_folder_or_id "$out/decoder" --motion_folder "$out/motion" --channels_last yes \
     --max_train_steps 1300 --learning_rate 8e-4 --lr_scheduler cosine --ema_decay 0.998 --context_noise 0.3 \
-    --own_frames 3 --own_frames_share 0.25 --event_share 0.4 --num_start_contexts 8 --save_dtype float16 "$@"
+    --own_frames 3 --own_frames_share 0.25 --event_share 0.4 --num_start_contexts 6 --save_dtype float16 "$@"
 echo "a playable model: $out/world_model_run/world_model"
